@@ -32,7 +32,7 @@ def imbalance_ratio(
     "How many images the commonest class has for each one of the rarest"
     return counts.max()/counts.min()
 
-# %% ../nbs/03_balance.ipynb #a917ed59
+# %% ../nbs/03_balance.ipynb #053b79ee
 def class_weights(
     store, # `ImageStore`
     idx=None # positions that count; the training split by default
@@ -41,6 +41,7 @@ def class_weights(
     n = np.bincount(store.labels[store.where('train') if idx is None else idx], minlength=len(store.vocab))
     return torch.tensor(n.sum()/(len(n)*n), dtype=torch.float32)
 
+# %% ../nbs/03_balance.ipynb #5baf19e5
 def _resample(sampler, store, idx):
     picked,_ = sampler.fit_resample(np.asarray(idx)[:, None], store.labels[idx])
     return Plan.of(picked[:, 0])

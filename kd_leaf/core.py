@@ -6,10 +6,11 @@ Docs: https://kd-leaf.github.io/kd_leaf/core.html.md"""
 
 # %% auto #0
 __all__ = ['project_root', 'results_dir', 'cache_dir', 'check_writable', 'atomic_path', 'write_json', 'write_csv', 'write_npz',
-           'stable_hash', 'file_sha256', 'seed_everything', 'default_device', 'check_name', 'progress']
+           'stable_hash', 'file_sha256', 'seed_everything', 'default_device', 'check_name', 'check_parameters',
+           'as_list', 'list_studies', 'study_spec', 'progress']
 
-# %% ../nbs/00_core.ipynb #39b9a862
-import contextlib,difflib,hashlib,io,json,os,random,sys,tempfile,tomllib
+# %% ../nbs/00_core.ipynb #cd815563
+import contextlib,difflib,hashlib,json,os,random,sys,tempfile,tomllib
 from pathlib import Path
 import numpy as np, pandas as pd
 
@@ -68,7 +69,7 @@ def atomic_path(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #ae07cdd5
+# %% ../nbs/00_core.ipynb #64b896cd
 def _plain(o):
     "What JSON does not know: numpy numbers, arrays and paths"
     if isinstance(o, np.generic): return o.item()
@@ -76,6 +77,7 @@ def _plain(o):
     if isinstance(o, Path): return o.as_posix()
     raise TypeError(f'{type(o).__name__} cannot be written as JSON')
 
+# %% ../nbs/00_core.ipynb #9d50a522
 def write_json(
     path, # file to write
     obj # dict, list, number or string; numpy values and paths too
@@ -140,6 +142,41 @@ def check_name(
     if name in known: return name
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=.4)
     raise ValueError(f"unknown {what} {name!r}: " + (f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {known}"))
+
+# %% ../nbs/00_core.ipynb #1b6e78ea
+def check_parameters(
+    namespace:dict, # `globals()`, after the parameters
+    before, # names that existed before them
+    known # names of the parameters
+):
+    "Raise `ValueError` with the nearest names if papermill passed a parameter that does not exist"
+    for name in sorted(set(namespace)-set(before)-{'before'}):
+        if not name.startswith('_'): check_name(name, known, 'parameter')
+
+# %% ../nbs/00_core.ipynb #33e98754
+def as_list(
+    value # a list, a single value, or a string such as '["leaf"]', '[0, 1]', 'leaf' or '0,1'
+) -> list:
+    "A papermill parameter as a list"
+    if not isinstance(value, str): return list(value) if isinstance(value, (list, tuple)) else [value]
+    try: parsed = json.loads(value)
+    except json.JSONDecodeError: parsed = [as_list(o.strip())[0] for o in value.split(',')] if ',' in value else [value] if value else []
+    return parsed if isinstance(parsed, list) else [parsed]
+
+# %% ../nbs/00_core.ipynb #26cd3603
+def _studies_dir():
+    here = project_root()/'nbs'/'studies'
+    return here if here.is_dir() else Path(__file__).parent/'studies'
+
+def list_studies() -> list[str]: # names, sorted
+    "Names of the studies that are defined"
+    return sorted(f.stem for f in _studies_dir().glob('*.toml'))
+
+def study_spec(
+    name:str # from `list_studies`
+) -> dict: # as in the file
+    "A study's TOML file; unknown names raise `ValueError` with the nearest ones"
+    return tomllib.loads((_studies_dir()/f"{check_name(name, list_studies(), 'study')}.toml").read_text())
 
 # %% ../nbs/00_core.ipynb #919b7d40
 def _in_kernel():

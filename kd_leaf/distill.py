@@ -7,19 +7,20 @@ Docs: https://kd-leaf.github.io/kd_leaf/distill.html.md"""
 # %% auto #0
 __all__ = ['KDCallback', 'make_learner', 'distil']
 
-# %% ../nbs/06_distill.ipynb #1b376f20
+# %% ../nbs/06_distill.ipynb #0a0b3daf
 import time,torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner # brings fit_one_cycle
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import F1Score,accuracy
+from fastcore.basics import patch
 from torch import nn
 from .core import seed_everything
 from .losses import check_temperature,get_loss
 from .models import create_model
 from .speed import fast_mode,set_mode
 
-# %% ../nbs/06_distill.ipynb #efc9d221
+# %% ../nbs/06_distill.ipynb #640ea21e
 class KDCallback(Callback):
     "Adds distillation from a teacher to the loss of any fastai Learner, in training only (arXiv:1503.02531)"
     run_valid,order = False,51 # after Recorder, before the progress bar reads its names
@@ -36,41 +37,54 @@ class KDCallback(Callback):
         self.teacher,self.teacher_dls = (teacher.model, teacher.dls) if isinstance(teacher, Learner) else (teacher, None)
         if not isinstance(self.teacher, nn.Module): raise TypeError(f'a teacher is a module or a Learner, not {type(teacher).__name__}')
 
-    def before_fit(self):
-        if self.teacher is self.learn.model: raise ValueError('teacher and student are the same module: make two')
-        ours,theirs = getattr(self.dls, 'vocab', None),getattr(self.teacher_dls, 'vocab', None)
-        if ours is not None and theirs is not None and list(ours)!=list(theirs):
-            raise ValueError(f'the teacher knows the classes {list(theirs)}, the student {list(ours)}: train a teacher on the same classes, in the same order')
-        self.teacher.to(self.dls.device)
-        set_mode(self.teacher, self.mode)
-        names = self.recorder.metric_names
-        self.recorder.metric_names = names[:2]+['kd_loss', 'hard_loss']+names[2:] # after epoch and train_loss
+# %% ../nbs/06_distill.ipynb #a5cd235a
+@patch
+def before_fit(self:KDCallback):
+    "Check the classes, move the teacher to the device, add two columns to the log"
+    if self.teacher is self.learn.model: raise ValueError('teacher and student are the same module: make two')
+    ours,theirs = getattr(self.dls, 'vocab', None),getattr(self.teacher_dls, 'vocab', None)
+    if ours is not None and theirs is not None and list(ours)!=list(theirs):
+        raise ValueError(f'the teacher knows the classes {list(theirs)}, the student {list(ours)}: train a teacher on the same classes, in the same order')
+    self.teacher.to(self.dls.device)
+    set_mode(self.teacher, self.mode)
+    names = self.recorder.metric_names
+    self.recorder.metric_names = names[:2]+['kd_loss', 'hard_loss']+names[2:] # after epoch and train_loss
 
-    def before_train(self): self.sums,self.seen = torch.zeros(2, device=self.dls.device),0
+@patch
+def before_train(self:KDCallback):
+    "Start the epoch's means of the two terms"
+    self.sums,self.seen = torch.zeros(2, device=self.dls.device),0
 
-    def teacher_logits(self,
-        xb # (bs, 3, H, W), the batch that the student sees
-    ) -> torch.Tensor: # (bs, n_classes), float32, no gradient
-        "What the teacher says of a batch: in eval mode, under inference_mode"
-        self.teacher.eval()
-        with torch.inference_mode(), torch.autocast(xb.device.type, torch.bfloat16, enabled=self.mode=='bf16'): out = self.teacher(xb)
-        return out.float().clone()
+@patch
+def after_train(self:KDCallback):
+    "Log the epoch's means of the two terms"
+    self.recorder.log += (self.sums/max(self.seen, 1)).tolist()
 
-    def after_loss(self):
-        start = time.perf_counter()
-        logits = self.teacher_logits(self.xb[0])
-        self.seconds += time.perf_counter()-start
-        if logits.shape!=self.pred.shape:
-            raise ValueError(f'the teacher gives {logits.shape[1]} classes, the student {self.pred.shape[1]}: train a teacher on the same classes')
-        kd,hard = self.kd_func(self.pred, logits, self.temperature),self.learn.loss_grad
-        self.learn.loss_grad = self.alpha*kd+(1-self.alpha)*hard
-        self.learn.loss = self.learn.loss_grad.detach().clone()
-        n = len(logits)
-        self.sums,self.seen = self.sums+n*torch.stack([kd.detach(), hard.detach()]),self.seen+n
+# %% ../nbs/06_distill.ipynb #28d89fb7
+@patch
+def teacher_logits(self:KDCallback,
+    xb # (bs, 3, H, W), the batch that the student sees
+) -> torch.Tensor: # (bs, n_classes), float32, no gradient
+    "What the teacher says of a batch: in eval mode, under inference_mode"
+    self.teacher.eval()
+    with torch.inference_mode(), torch.autocast(xb.device.type, torch.bfloat16, enabled=self.mode=='bf16'): out = self.teacher(xb)
+    return out.float().clone()
 
-    def after_train(self): self.recorder.log += (self.sums/max(self.seen, 1)).tolist()
+@patch
+def after_loss(self:KDCallback):
+    "Mix the distillation term into the loss that the student is to minimise"
+    start = time.perf_counter()
+    logits = self.teacher_logits(self.xb[0])
+    if logits.is_cuda: torch.cuda.synchronize() # else the clock would stop before the teacher
+    self.seconds += time.perf_counter()-start
+    if logits.shape!=self.pred.shape:
+        raise ValueError(f'the teacher gives {logits.shape[1]} classes, the student {self.pred.shape[1]}: train a teacher on the same classes')
+    kd,hard = self.kd_func(self.pred, logits, self.temperature),self.learn.loss_grad
+    self.learn.loss_grad = self.alpha*kd+(1-self.alpha)*hard
+    self.learn.loss = self.learn.loss_grad.detach().clone()
+    self.sums,self.seen = self.sums+len(logits)*torch.stack([kd.detach(), hard.detach()]),self.seen+len(logits)
 
-# %% ../nbs/06_distill.ipynb #522d6d6d
+# %% ../nbs/06_distill.ipynb #b66399d0
 def make_learner(
     dls, # fastai DataLoaders with a vocab
     model, # module, or a name from `list_models`
@@ -88,6 +102,7 @@ def make_learner(
     learn.add_cbs([*set_mode(model, mode), *(cbs or [])])
     return learn
 
+# %% ../nbs/06_distill.ipynb #985eb5c0
 def distil(
     dls, # fastai DataLoaders with a vocab
     teacher, # module or Learner

@@ -7,10 +7,13 @@ Docs: https://kd-leaf.github.io/kd_leaf/loaders.html.md"""
 # %% auto #0
 __all__ = ['Plan', 'StoreDataset', 'StoreLoader', 'StoreDataLoaders', 'leaf_transforms', 'store_dls']
 
-# %% ../nbs/01a_loaders.ipynb #4219129c
+# %% ../nbs/01a_loaders.ipynb #b19173c0
+import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
 import numpy as np, torch
+warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning) # fastai 2.8.12 uses it when it is imported
+warnings.filterwarnings('ignore', ".*mode.chained_assignment") # and this of pandas
 from fastai.data.core import DataLoaders,TfmdDL
 from fastai.data.transforms import Category,CategoryMap,IntToFloatTensor,Normalize
 from fastai.torch_core import TensorCategory,TensorImage
@@ -42,7 +45,7 @@ class Plan:
     @property
     def n_synthetic(self): return int((self.i!=self.j).sum())
 
-# %% ../nbs/01a_loaders.ipynb #1c8eb986
+# %% ../nbs/01a_loaders.ipynb #a51528f2
 class StoreDataset:
     "Pictures of a store in the order of a plan; takes single items like any dataset, and whole batches"
     n_inp = 1
@@ -74,21 +77,39 @@ class StoreDataset:
         x,y = self.batch([k])
         return x[0],y[0]
 
-    def decode(self, o, full=True): return (o[0], Category(self.vocab[int(o[1])])) if len(o)>1 else o
+    def decode(self,
+        o, # (picture, class number), or (picture,)
+        full:bool=True # kept for fastai
+    ):
+        "The class by its name, for showing"
+        return (o[0], Category(self.vocab[int(o[1])])) if len(o)>1 else o
 
-# %% ../nbs/01a_loaders.ipynb #f87fef9f
+# %% ../nbs/01a_loaders.ipynb #83009814
 class StoreLoader(TfmdDL):
     "A fastai loader that makes whole batches from a `StoreDataset`"
-    epoch_size = None # items in an epoch; the whole plan if None
-    def __init__(self, dataset, bs=64, shuffle=False, num_workers=0, **kwargs):
+    def __init__(self,
+        dataset:StoreDataset, # what is loaded
+        bs:int=64, # batch size
+        shuffle:bool=False, # another order each epoch
+        num_workers:int=0, # processes; a batch is one indexing operation, so none pays
+        **kwargs # for fastai's `TfmdDL`: after_batch, drop_last, n, …
+    ):
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=num_workers, **kwargs)
 
-    def create_batches(self, samps):
+    def create_batches(self,
+        samps # positions in the plan
+    ):
+        "Whole batches from the dataset"
         yield from (self.dataset.batch(ks) for ks in self.chunkify(samps))
 
-    def shuffle_fn(self, idxs): return self.rng.sample(idxs, self.n)
+    def shuffle_fn(self,
+        idxs # positions in the plan
+    ):
+        "As many as an epoch has, in random order"
+        return self.rng.sample(idxs, self.n)
 
     def get_idxs(self):
+        "Positions of an epoch"
         idxs = list(range(len(self.dataset)))
         return self.shuffle_fn(idxs) if self.shuffle else idxs
 
@@ -108,11 +129,12 @@ class StoreDataLoaders(DataLoaders):
         loose = SimpleNamespace(images=np.stack(ims), labels=np.zeros(len(ims), np.int64), vocab=store.vocab, ids=list(map(str, items)))
         return self.valid.new(StoreDataset(loose, Plan.of(range(len(ims))), 1))
 
-# %% ../nbs/01a_loaders.ipynb #9a89249a
+# %% ../nbs/01a_loaders.ipynb #4cf5be75
 def leaf_transforms() -> list: # fastai batch transforms
     "Augmentation for leaves: flips, rotation to 30 degrees, zoom to 1.2, light changes of 20 %, on the device"
     return aug_transforms(flip_vert=True, max_rotate=30., max_zoom=1.2, max_lighting=.2, max_warp=0.)
 
+# %% ../nbs/01a_loaders.ipynb #b9d5d90f
 def store_dls(
     store, # `ImageStore`
     plan:Plan=None, # what is shown in training; the whole training split by default

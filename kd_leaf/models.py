@@ -51,7 +51,7 @@ def load_weights(
     model.load_state_dict(fit, strict=False)
     return sorted(set(ours)-set(fit))
 
-# %% ../nbs/04_models.ipynb #d738823d
+# %% ../nbs/04_models.ipynb #1e375463
 def _strip_aux(m):
     "Take auxiliary heads off GoogLeNet and Inception"
     if getattr(m, 'aux_logits', False):
@@ -68,6 +68,7 @@ def _new_head(m, n_classes):
     m.set_submodule(name, new)
     return m
 
+# %% ../nbs/04_models.ipynb #7f61031b
 def create_model(
     name:str, # from `list_models`
     n_classes:int, # outputs

@@ -61,16 +61,21 @@ class Leaf:
         self.teeth,self.n_teeth = rng.uniform(0, .1), rng.integers(12, 26)
         self.centre = rng.uniform(.42, .58, 2)
 
-    def at(self, t, s=0):
-        "Pixels (x, y) of blade coordinates `t` in [0,1] and `s` in [-1,1]; numbers or arrays"
+    def at(self,
+        t, # along the midrib, number or array in [0,1]
+        s=0 # across the blade, number or array in [-1,1]
+    )->np.ndarray: # (..., 2) pixels (x, y)
+        "Pixels of blade coordinates"
         t = np.asarray(t, dtype=float)
         half = self.width*np.sin(math.pi*t.clip(0,1)**self.skew)**self.round
         x,y = (t-.5)*self.length, s*half + self.bend*(t-.5)**2
         c,s = math.cos(self.angle), math.sin(self.angle)
         return np.stack([self.centre[0]+c*x-s*y, self.centre[1]+s*x+c*y], -1)*self.size
 
-    def outline(self, side=1):
-        "Margin of one `side` (1 or -1; 0 is the midrib), with its teeth, stalk to tip, (121, 2) pixels"
+    def outline(self,
+        side:int=1 # 1 or -1; 0 is the midrib
+    )->np.ndarray: # (121, 2) pixels, stalk to tip
+        "Margin of one side, with its teeth"
         t = np.linspace(0, 1, 121)
         return self.at(t, side*(1 - self.teeth*(t*self.n_teeth % 1)))
 
@@ -173,8 +178,13 @@ def rust(
     return paint(img, rng.uniform(.55,.95)*spots_mask(leaf, where, radius), rng.uniform((.6,.26,.05), (.85,.46,.16)))
 
 # %% ../nbs/00a_synthetic.ipynb #972b286c
-def scab(img, leaf, rng, amount):
-    "Dark olive irregular blotches; arguments as for `rust`"
+def scab(
+    img:np.ndarray, # leaf, (size, size, 3) float32 in [0,1]
+    leaf:Leaf, # its shape
+    rng:np.random.Generator, # decides places and colours
+    amount:float # severity in [0,1]
+)->np.ndarray: # (size, size, 3) float32
+    "Dark olive irregular blotches"
     n,size = int(3 + 9*amount), leaf.size
     where,radius = rng.uniform((.08,-.8), (.92,.8), (n,2)), rng.uniform(.025, .05+.03*amount, n)
     torn = spots_mask(leaf, where, radius*1.2, .025)*2 + 1.6*cloud(rng, size, 10) - 1.7
@@ -182,24 +192,39 @@ def scab(img, leaf, rng, amount):
     return paint(img, mask, rng.uniform((.14,.14,.05), (.32,.28,.14))*(.7+.6*cloud(rng, size, 24)[...,None]))
 
 # %% ../nbs/00a_synthetic.ipynb #42a742c7
-def frog_eye_leaf_spot(img, leaf, rng, amount):
-    "A few round tan spots with a dark ring; arguments as for `rust`"
+def frog_eye_leaf_spot(
+    img:np.ndarray, # leaf, (size, size, 3) float32 in [0,1]
+    leaf:Leaf, # its shape
+    rng:np.random.Generator, # decides places and colours
+    amount:float # severity in [0,1]
+)->np.ndarray: # (size, size, 3) float32
+    "A few round tan spots with a dark ring"
     n = int(2 + 9*amount)
     where,radius = rng.uniform((.1,-.8), (.9,.8), (n,2)), rng.uniform(.018, .04+.02*amount, n)
     img = paint(img, rng.uniform(.6,.95)*spots_mask(leaf, where, radius), rng.uniform((.2,.08,.05), (.42,.24,.14)))
     return paint(img, rng.uniform(.5,.95)*spots_mask(leaf, where, radius*rng.uniform(.5,.75)), rng.uniform((.52,.4,.24), (.76,.62,.46)))
 
 # %% ../nbs/00a_synthetic.ipynb #6a26652a
-def powdery_mildew(img, leaf, rng, amount):
-    "Whitish diffuse patches with a fine grain; arguments as for `rust`"
+def powdery_mildew(
+    img:np.ndarray, # leaf, (size, size, 3) float32 in [0,1]
+    leaf:Leaf, # its shape
+    rng:np.random.Generator, # decides places and colours
+    amount:float # severity in [0,1]
+)->np.ndarray: # (size, size, 3) float32
+    "Whitish diffuse patches with a fine grain"
     size = leaf.size
     patch = ((cloud(rng, size, 5) - .62 + .3*amount)*4).clip(0,1)
     grain = .45 + .55*cloud(rng, size, size//4, 1)
     return paint(img, rng.uniform(.55,.9)*patch*grain*blade_mask(leaf), rng.uniform((.74,.76,.7), (.92,.92,.9)))
 
 # %% ../nbs/00a_synthetic.ipynb #d88f36f4
-def blight(img, leaf, rng, amount):
-    "Brown necrosis that comes in from the margin; arguments as for `rust`"
+def blight(
+    img:np.ndarray, # leaf, (size, size, 3) float32 in [0,1]
+    leaf:Leaf, # its shape
+    rng:np.random.Generator, # decides places and colours
+    amount:float # severity in [0,1]
+)->np.ndarray: # (size, size, 3) float32
+    "Brown necrosis that comes in from the margin"
     size,inside = leaf.size, blade_mask(leaf)
     depth = 1 - blade_mask(leaf, blur=.06) + .9*cloud(rng, size, 3) - 1 + .4*amount
     front,dead = (depth*8 + .8).clip(0,1), (depth*10).clip(0,1)

@@ -1,0 +1,63 @@
+"Every number in the README and on the pages of the studies comes from results/"
+import json, re
+from pathlib import Path
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT/'results/leaf'
+
+
+def shown(nb):
+    "What a reader reads of each cell's outputs: markdown and text, no pictures"
+    return [''.join(o['data']['text/markdown']) for c in nb.cells if c.cell_type == 'code' for o in c.outputs if 'data' in o and 'text/markdown' in o['data']]
+
+
+@pytest.mark.parametrize('name', ['index', '40_leaf'])
+def test_stored_outputs_are_what_the_records_give(name):
+    stored = nbformat.read(ROOT/f'nbs/{name}.ipynb', 4)
+    fresh = NotebookClient(nbformat.read(ROOT/f'nbs/{name}.ipynb', 4), timeout=300, resources=dict(metadata=dict(path=ROOT/'nbs'))).execute()
+    assert shown(stored) and shown(stored) == shown(fresh)
+
+
+def test_the_readme_shows_them():
+    "The sentence and the table of the notebook's outputs stand in README.md, number by number"
+    text = (ROOT/'README.md').read_text()
+    for out in shown(nbformat.read(ROOT/'nbs/index.ipynb', 4)):
+        numbers = re.findall(r'[+-]?\d+\.\d+', out)
+        assert numbers and all(n in text for n in numbers)
+
+
+def test_metrics_from_predictions_alone():
+    "Accuracy and macro F1 of every record, recomputed from its predictions with plain numpy"
+    records = [json.loads(f.read_text()) for f in (RESULTS/'runs').glob('*.json')]
+    assert len(records) >= 16
+    for r in records:
+        saved = np.load(RESULTS/'preds'/f'{r["key"]}.npz')
+        for split, prefix in (('test', ''), ('valid', 'valid_')):
+            p, t = saved[f'{split}_logits'].argmax(1), saved[f'{split}_targets']
+            hit = lambda c: ((p == c) & (t == c)).sum()
+            f1 = np.mean([2*hit(c)/max((p == c).sum()+(t == c).sum(), 1) for c in range(len(r['vocab']))])
+            assert abs((p == t).mean()-r[f'{prefix}accuracy']) < 1e-12 and abs(f1-r[f'{prefix}f1']) < 1e-12
+
+
+def test_tables_on_disk_are_what_the_records_give():
+    from kd_leaf.report import make_tables
+    for t in make_tables('leaf'): assert (RESULTS/f'tables/{t.name}.md').read_text() == t._repr_markdown_()+'\n'
+
+
+def test_paper_results_are_real():
+    for f in ROOT.glob('results/*/runs/*.json'):
+        r = json.loads(f.read_text())
+        assert not r['synthetic'] and r['profile'] in ('cpu', 'gpu') and not r['dirty'], f
+    assert not list(ROOT.glob('results/**/*.error.json'))
+
+
+def test_teachers_have_something_to_teach():
+    "Each teacher is 5 points of macro F1 or more ahead of the best student without one, on valid"
+    from kd_leaf.report import load_runs, pick
+    runs = load_runs('leaf')
+    for _, r in runs.groupby('seed'):
+        assert pick(r, role='teacher').valid_f1.min() >= pick(r, role='student', teacher='').valid_f1.max()+.05

@@ -1,0 +1,41 @@
+"The real images, where they are: set KD_LEAF_DATA to the folder of zips"
+import os, tomllib
+from pathlib import Path
+import pytest
+from kd_leaf.data import image_store, list_cards, load_card
+
+ROOT = Path(__file__).resolve().parent.parent
+HOME = Path(os.environ.get('KD_LEAF_DATA', ROOT.parent/'shared'/'data'))
+pytestmark = pytest.mark.skipif(not list(HOME.glob('*.zip')), reason='no real images: KD_LEAF_DATA names no folder of zips')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('KD_LEAF_DATA', str(HOME))
+        m.setenv('KD_LEAF_CACHE', str(tmp_path_factory.mktemp('cache')))
+        yield
+
+
+@pytest.mark.parametrize('name', ['plant-pathology-2021', 'brain-tumor-mri', 'road-type', 'sports-balls'])
+def test_store_agrees_with_its_card(name):
+    card, store = load_card(name), image_store(name, 32)
+    assert store.vocab == sorted(card.classes) and not store.synthetic
+    assert {s: len(store.where(s)) for s in ('train', 'valid', 'test')} == card.counts
+
+
+def test_a_cnn_learns_real_leaves():
+    "Three epochs of the smallest student on real leaves are well above chance, and a distilled one is too"
+    import torch
+    from kd_leaf.core import seed_everything
+    from kd_leaf.distill import distil, make_learner
+    from kd_leaf.loaders import store_dls
+    store = image_store('plant-pathology-2021', 32)
+    seed_everything(0)
+    dls = store_dls(store, device='cpu')
+    teacher = make_learner(dls, 'cnn4', mode='fp32')
+    with teacher.no_bar(), teacher.no_logging(): teacher.fit_one_cycle(3, 1e-2)
+    student = distil(dls, teacher, 'cnn4', epochs=2, lr=1e-2, mode='fp32', seed=1)
+    for learn in (teacher, student):
+        with learn.no_bar(): probs, targets = learn.get_preds()
+        assert (probs.argmax(1) == targets).float().mean() > 3/len(store.vocab)
