@@ -7,17 +7,18 @@ Docs: https://kd-leaf.github.io/kd_leaf/data.html.md"""
 # %% auto #0
 __all__ = ['list_images', 'take_fraction', 'decode_image', 'ImageStore', 'image_store']
 
-# %% ../nbs/01_data.ipynb #0a369fbb
+# %% ../nbs/01_data.ipynb #f88c227a
 import hashlib,json,os,shutil,tempfile,warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-import numpy as np, pandas as pd
+import PIL, numpy as np, pandas as pd
 from PIL import Image,ImageOps
+import kd_leaf.synthetic
 from .core import cache_dir,check_name,file_sha256,progress,stable_hash,write_json
 from .fetch import by_hash,cut,find_images,list_cards
 from .synthetic import synthetic_leaves
 
-# %% ../nbs/01_data.ipynb #8d82dc8a
+# %% ../nbs/01_data.ipynb #cb954fcf
 _split_names = dict(train='train', training='train', valid='valid', val='valid', validation='valid', test='test', testing='test')
 
 def list_images(
@@ -34,8 +35,9 @@ def list_images(
     _check_classes(df, root)
     df['id'] = [f.relative_to(root).as_posix() for f in df.path]
     df['sha256'] = [file_sha256(f) for f in df.path]
+    df = _make_splits(df, seed)
     _warn_duplicates(df)
-    return _make_splits(df, seed)
+    return df
 
 def _make_splits(df, seed):
     "Give a split to files that have none, and take valid from train where there is only train and test"
@@ -81,7 +83,7 @@ def take_fraction(
         keep += [where[o] for o in by_hash(g.id, seed)[:max(1, round(fraction*len(g)))]]
     return np.sort(np.array(keep))
 
-# %% ../nbs/01_data.ipynb #e37d247d
+# %% ../nbs/01_data.ipynb #438f6819
 def decode_image(
     path, # image file
     size:int # pixels a side
@@ -99,9 +101,11 @@ def _decode_all(df, size, on_bad):
     if bad and on_bad!='skip': raise ValueError(f"{len(bad)} of {len(df)} files cannot be read as images; remove them, or pass on_bad='skip':\n"+'\n'.join(bad))
     if bad: warnings.warn(f'{len(bad)} of {len(df)} files cannot be read as images and are left out:\n'+'\n'.join(bad), stacklevel=4)
     good = [not isinstance(o, str) for o in ims]
-    return np.stack([o for o in ims if not isinstance(o, str)]), df[good].reset_index(drop=True)
+    df = df[good].reset_index(drop=True)
+    _check_classes(df, 'what is left')
+    return np.stack([o for o in ims if not isinstance(o, str)]), df
 
-# %% ../nbs/01_data.ipynb #80a57ad9
+# %% ../nbs/01_data.ipynb #f0c8135c
 class ImageStore:
     "Images of one data set at one size: `images` (n, size, size, 3) uint8 on disk, `labels` (n,) int64, `ids`, `splits`, `vocab`"
     def __init__(self,
@@ -123,9 +127,9 @@ class ImageStore:
 
     def counts(self) -> pd.DataFrame: # a row a class, a column a split
         "Images of each class in each split"
-        return pd.crosstab(pd.Series(np.array(self.vocab)[self.labels], name='class'), pd.Series(self.splits, name='split'))[['train', 'valid', 'test']]
+        return pd.crosstab(pd.Series(np.array(self.vocab)[self.labels], name='class'), pd.Series(self.splits, name='split')).reindex(columns=['train', 'valid', 'test'], fill_value=0)
 
-# %% ../nbs/01_data.ipynb #7561b28c
+# %% ../nbs/01_data.ipynb #bfae0d3d
 def _write_store(path, name, sha256, images, df, synthetic):
     "Write a store's folder, whole or not at all"
     vocab = sorted(set(df.label))
@@ -134,10 +138,11 @@ def _write_store(path, name, sha256, images, df, synthetic):
     np.save(tmp/'images.npy', images)
     write_json(tmp/'meta.json', dict(name=name, sha256=sha256, synthetic=synthetic, vocab=vocab, ids=list(df.id),
                                      labels=[vocab.index(o) for o in df.label], splits=list(df.split)))
+    os.chmod(tmp, 0o755)
     try: os.replace(tmp, path)
     except OSError: shutil.rmtree(tmp) # another process was first, with the same content
 
-# %% ../nbs/01_data.ipynb #4047b239
+# %% ../nbs/01_data.ipynb #139468e1
 def image_store(
     source='synthetic-leaves', # name of a card, a folder of class folders, or "synthetic-leaves"
     size:int=64, # pixels a side
@@ -146,14 +151,15 @@ def image_store(
 ) -> ImageStore:
     "Open a data set, decoding it if that has not been done before"
     if source=='synthetic-leaves':
-        images,*cols = synthetic_leaves(size=size, seed=seed)
-        df,sha = pd.DataFrame(dict(zip(('label', 'id', 'split'), cols))),hashlib.sha256(images.tobytes()).hexdigest()
-        path = cache_dir('stores')/stable_hash([sha, size])
-        if not path.exists(): _write_store(path, source, sha, images, df, True)
+        path = cache_dir('stores')/stable_hash([file_sha256(kd_leaf.synthetic.__file__), np.__version__, PIL.__version__, size, seed])
+        if not path.exists():
+            images,*cols = synthetic_leaves(size=size, seed=seed)
+            _write_store(path, source, hashlib.sha256(images.tobytes()).hexdigest(), images, pd.DataFrame(dict(zip(('label', 'id', 'split'), cols))), True)
         return ImageStore(path)
+    check_name(on_bad, ('raise', 'skip'), 'on_bad')
     root = find_images(source)
     df = list_images(root, seed)
-    sha = stable_hash(sorted(df[['split', 'label', 'id', 'sha256']].values.tolist()), 64)
-    path = cache_dir('stores')/stable_hash([sha, size, on_bad])
-    if not path.exists(): _write_store(path, str(source) if str(source) in list_cards() else root.name, sha, *_decode_all(df, size, on_bad), False)
+    name,sha = str(source) if str(source) in list_cards() else root.name,stable_hash(sorted(df[['split', 'label', 'id', 'sha256']].values.tolist()), 64)
+    path = cache_dir('stores')/stable_hash([name, sha, size, on_bad])
+    if not path.exists(): _write_store(path, name, sha, *_decode_all(df, size, on_bad), False)
     return ImageStore(path)

@@ -20,7 +20,7 @@ from .losses import check_temperature,get_loss
 from .models import create_model
 from .speed import fast_mode,set_mode
 
-# %% ../nbs/06_distill.ipynb #640ea21e
+# %% ../nbs/06_distill.ipynb #c8793330
 class KDCallback(Callback):
     "Adds distillation from a teacher to the loss of any fastai Learner, in training only (arXiv:1503.02531)"
     run_valid,order = False,51 # after Recorder, before the progress bar reads its names
@@ -34,21 +34,21 @@ class KDCallback(Callback):
         if not 0<=alpha<=1: raise ValueError(f'alpha={alpha}: the weight of the distillation term lies between 0 and 1')
         self.kd_func,self.temperature,self.alpha,self.mode = get_loss(loss),check_temperature(temperature),alpha,mode
         self.seconds = 0. # that the teacher took, over all fits
-        self.teacher,self.teacher_dls = (teacher.model, teacher.dls) if isinstance(teacher, Learner) else (teacher, None)
+        self.teacher,self.teacher_vocab = (teacher.model, getattr(teacher.dls, 'vocab', None)) if isinstance(teacher, Learner) else (teacher, None)
         if not isinstance(self.teacher, nn.Module): raise TypeError(f'a teacher is a module or a Learner, not {type(teacher).__name__}')
 
-# %% ../nbs/06_distill.ipynb #a5cd235a
+# %% ../nbs/06_distill.ipynb #e1b11192
 @patch
 def before_fit(self:KDCallback):
     "Check the classes, move the teacher to the device, add two columns to the log"
     if self.teacher is self.learn.model: raise ValueError('teacher and student are the same module: make two')
-    ours,theirs = getattr(self.dls, 'vocab', None),getattr(self.teacher_dls, 'vocab', None)
+    ours,theirs = getattr(self.dls, 'vocab', None),self.teacher_vocab
     if ours is not None and theirs is not None and list(ours)!=list(theirs):
         raise ValueError(f'the teacher knows the classes {list(theirs)}, the student {list(ours)}: train a teacher on the same classes, in the same order')
     self.teacher.to(self.dls.device)
     set_mode(self.teacher, self.mode)
-    names = self.recorder.metric_names
-    self.recorder.metric_names = names[:2]+['kd_loss', 'hard_loss']+names[2:] # after epoch and train_loss
+    names,k = self.recorder.metric_names,2+(len(self.recorder.metrics) if self.recorder.train_metrics else 0)
+    self.recorder.metric_names = names[:k]+['kd_loss', 'hard_loss']+names[k:] # after the columns of training
 
 @patch
 def before_train(self:KDCallback):
@@ -60,7 +60,7 @@ def after_train(self:KDCallback):
     "Log the epoch's means of the two terms"
     self.recorder.log += (self.sums/max(self.seen, 1)).tolist()
 
-# %% ../nbs/06_distill.ipynb #28d89fb7
+# %% ../nbs/06_distill.ipynb #66c07bef
 @patch
 def teacher_logits(self:KDCallback,
     xb # (bs, 3, H, W), the batch that the student sees
@@ -73,16 +73,18 @@ def teacher_logits(self:KDCallback,
 @patch
 def after_loss(self:KDCallback):
     "Mix the distillation term into the loss that the student is to minimise"
-    start = time.perf_counter()
+    sync = torch.cuda.synchronize if self.xb[0].is_cuda else lambda: None # else the clock would measure the student, or nothing
+    sync(); start = time.perf_counter()
     logits = self.teacher_logits(self.xb[0])
-    if logits.is_cuda: torch.cuda.synchronize() # else the clock would stop before the teacher
+    sync()
     self.seconds += time.perf_counter()-start
     if logits.shape!=self.pred.shape:
         raise ValueError(f'the teacher gives {logits.shape[1]} classes, the student {self.pred.shape[1]}: train a teacher on the same classes')
-    kd,hard = self.kd_func(self.pred, logits, self.temperature),self.learn.loss_grad
-    self.learn.loss_grad = self.alpha*kd+(1-self.alpha)*hard
-    self.learn.loss = self.learn.loss_grad.detach().clone()
-    self.sums,self.seen = self.sums+len(logits)*torch.stack([kd.detach(), hard.detach()]),self.seen+len(logits)
+    kd,hard = self.kd_func(self.pred, logits, self.temperature),self.learn.loss.detach()
+    scale = torch.where(hard==0, torch.ones_like(hard), self.learn.loss_grad.detach()/hard) # GradientAccumulation has scaled loss_grad
+    self.learn.loss_grad = self.alpha*kd*scale+(1-self.alpha)*self.learn.loss_grad
+    self.learn.loss = self.alpha*kd.detach()+(1-self.alpha)*hard
+    self.sums,self.seen = self.sums+len(logits)*torch.stack([kd.detach(), hard]),self.seen+len(logits)
 
 # %% ../nbs/06_distill.ipynb #b66399d0
 def make_learner(
@@ -102,7 +104,7 @@ def make_learner(
     learn.add_cbs([*set_mode(model, mode), *(cbs or [])])
     return learn
 
-# %% ../nbs/06_distill.ipynb #985eb5c0
+# %% ../nbs/06_distill.ipynb #114a6512
 def distil(
     dls, # fastai DataLoaders with a vocab
     teacher, # module or Learner
@@ -117,8 +119,9 @@ def distil(
     seed:int=None # seed of Python, numpy and torch
 ) -> Learner: # the student's, trained
     "Teach a student: the one-line form of `KDCallback`"
-    kd = KDCallback(teacher, loss, temperature, alpha)
+    kd = KDCallback(teacher, loss, temperature, alpha, mode=getattr(teacher, 'mode', 'fp32'))
     if seed is not None: seed_everything(seed)
     learn = make_learner(dls, student, weights, mode)
+    if seed is not None: seed_everything(seed), dls.train.rng.seed(seed) # the loader shuffles by a generator of its own
     learn.fit_one_cycle(epochs, lr, cbs=kd)
     return learn

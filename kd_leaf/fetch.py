@@ -8,15 +8,15 @@ Docs: https://kd-leaf.github.io/kd_leaf/fetch.html.md"""
 __all__ = ['Card', 'list_cards', 'load_card', 'check_sha256', 'unpack', 'by_hash', 'cut', 'arrange', 'fetch', 'find_images',
            'have_images']
 
-# %% ../nbs/00b_fetch.ipynb #32e3fb02
+# %% ../nbs/00b_fetch.ipynb #c3e8264c
 import hashlib,os,shutil,tempfile,tomllib,zipfile
 from dataclasses import dataclass,field
 from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image
-from .core import cache_dir,check_name,file_sha256,project_root
+from .core import cache_dir,check_name,file_sha256,shipped_dir
 
-# %% ../nbs/00b_fetch.ipynb #c38975e0
+# %% ../nbs/00b_fetch.ipynb #15c0ac66
 @dataclass(frozen=True)
 class Card:
     "What is known of a data set before its images are there"
@@ -32,9 +32,7 @@ class Card:
     fetch:dict = field(default_factory=dict)   # via, ref, note: how to get the publisher's files
     layout:dict = field(default_factory=dict)  # how the publisher's files become class folders
 
-def _cards_dir():
-    here = project_root()/'data'
-    return here if list(here.glob('*.toml')) else Path(__file__).parent/'cards'
+def _cards_dir(): return shipped_dir('data', 'cards')
 
 def list_cards() -> list[str]: # names, sorted
     "Names of the data sets that have a card"
@@ -46,7 +44,7 @@ def load_card(
     "Read a card; `ValueError` with the nearest names if there is none"
     return Card(**tomllib.loads((_cards_dir()/f"{check_name(name, list_cards(), 'data set')}.toml").read_text()))
 
-# %% ../nbs/00b_fetch.ipynb #d5a4024f
+# %% ../nbs/00b_fetch.ipynb #920f3fc5
 def check_sha256(
     path, # file to check
     sha256:str # expected digest, 64 hexadecimal digits; empty: nothing is known, nothing is checked
@@ -66,10 +64,12 @@ def unpack(
         if bad := [n for n in z.namelist() if not inside(n)]:
             raise ValueError(f"{path} holds {len(bad)} paths outside its folder, such as {bad[0]!r}: refused, nothing was unpacked")
         dest.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=dest.parent) as tmp:
+        tmp = tempfile.mkdtemp(dir=dest.parent)
+        try:
             z.extractall(tmp)
+            os.chmod(tmp, 0o755)
             os.replace(tmp, dest)
-            os.mkdir(tmp) # for TemporaryDirectory to remove
+        finally: shutil.rmtree(tmp, ignore_errors=True)
     return dest
 
 # %% ../nbs/00b_fetch.ipynb #09a0bcc0
@@ -90,7 +90,7 @@ def cut(
     ends = np.round(np.cumsum(parts)*len(names)).astype(int)
     return [names[a:b] for a,b in zip([0, *ends[:-1]], ends)]
 
-# %% ../nbs/00b_fetch.ipynb #d990d0f1
+# %% ../nbs/00b_fetch.ipynb #74a8a202
 def _from_csv(card, src):
     "Publisher's table of images and labels: yields (split, class, file)"
     lay = card.layout
@@ -102,13 +102,13 @@ def _from_csv(card, src):
             yield from ((split, cls, src/lay['images']/n) for n in names)
 
 def _from_folders(card, src):
-    "Publisher's folders of classes, perhaps without valid: yields (split, class, file)"
+    "Publisher's folders of classes; `valid` is a folder, or a share of train: yields (split, class, file)"
     lay = card.layout
     for cls in card.classes:
-        train = sorted(o for o in (src/lay['train']/cls).iterdir())
-        keep,valid = cut([o.name for o in train], (1-lay['valid'], lay['valid']))
-        for split,names in (('train', keep), ('valid', valid)): yield from ((split, cls, src/lay['train']/cls/n) for n in names)
-        yield from (('test', cls, o) for o in sorted((src/lay['test']/cls).iterdir()))
+        names = lambda split: sorted(o.name for o in (src/lay[split]/cls).iterdir())
+        share = lay['valid'] if isinstance(lay['valid'], float) else 0.
+        for split,ns in zip(('train', 'valid'), cut(names('train'), (1-share, share))): yield from ((split, cls, src/lay['train']/cls/n) for n in ns)
+        for split in ('test',) if share else ('valid', 'test'): yield from ((split, cls, src/lay[split]/cls/n) for n in names(split))
 
 def _from_torchvision(card, src):
     "CIFAR-10 through torchvision, as PNG files beside its own archive: yields (split, class, file)"
@@ -124,7 +124,7 @@ def _from_torchvision(card, src):
             parts = zip(('train', 'valid'), cut([f.name for f in fs], (1-card.layout['valid'], card.layout['valid']))) if train else [('test', [f.name for f in fs])]
             for split,names in parts: yield from ((split, cls, fs[0].parent/n) for n in names)
 
-# %% ../nbs/00b_fetch.ipynb #829d3dea
+# %% ../nbs/00b_fetch.ipynb #f8f39f82
 _readers = dict(csv=_from_csv, folders=_from_folders, torchvision=_from_torchvision)
 
 def arrange(
@@ -136,12 +136,15 @@ def arrange(
     src,dest = Path(src),Path(dest)
     dest.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(dir=dest.parent))
-    for split,cls,f in _readers[card.layout['kind']](card, src):
-        to = tmp/split/cls/f.name
-        to.parent.mkdir(parents=True, exist_ok=True)
-        try: os.link(f, to)
-        except OSError: shutil.copy(f, to)
-    os.replace(tmp, dest)
+    try:
+        for split,cls,f in _readers[card.layout['kind']](card, src):
+            to = tmp/split/cls/f.name
+            to.parent.mkdir(parents=True, exist_ok=True)
+            try: os.link(f, to)
+            except OSError: shutil.copy(f, to)
+        os.chmod(tmp, 0o755)
+        os.replace(tmp, dest)
+    finally: shutil.rmtree(tmp, ignore_errors=True)
     return dest
 
 # %% ../nbs/00b_fetch.ipynb #c29cf258
@@ -160,28 +163,33 @@ def fetch(
         return arrange(card, src, cache_dir('data')/card.name)
     except Exception as e: raise FileNotFoundError(f"{card.name} could not be fetched from {via} {ref or ''} ({type(e).__name__}: {e}): {help}") from e
 
-# %% ../nbs/00b_fetch.ipynb #8c90d69a
+# %% ../nbs/00b_fetch.ipynb #28e678bc
+def _zip_and_home(card):
+    "The zip that `KD_LEAF_DATA` may hold, and the folder its content is unpacked to"
+    sha = card.archive.get('sha256', '')[:8]
+    return Path(os.environ.get('KD_LEAF_DATA') or '/nowhere')/card.archive.get('file', f'{card.name}.zip'), cache_dir('data')/f'{card.name}-{sha}'
+
 def find_images(
     source # name of a card, or any folder of class folders
 ) -> Path: # folder of class folders, or of splits of them
     "Where the images of `source` are; unpacked or fetched first if need be"
     if Path(source).is_dir(): return Path(source)
+    check_name(str(source), [*list_cards(), 'synthetic-leaves'], f'data set (there is no folder {Path(source).resolve()} either)')
     card,home = load_card(str(source)),os.environ.get('KD_LEAF_DATA')
     if home and not Path(home).is_dir(): raise FileNotFoundError(f"KD_LEAF_DATA={home} is not a folder: name one that holds zips or class folders")
     if home and (Path(home)/card.name).is_dir(): return Path(home)/card.name
-    done = cache_dir('data')/card.name
-    if not done.exists():
-        zipped = Path(home or '/nowhere')/card.archive.get('file', f'{card.name}.zip')
-        if not zipped.exists(): return fetch(card)
+    zipped,unpacked = _zip_and_home(card)
+    if zipped.exists() and not unpacked.exists():
         check_sha256(zipped, card.archive.get('sha256', ''))
-        unpack(zipped, done)
-    inner = done/card.name # our archives hold one folder of their own name
-    return inner if inner.is_dir() else done
+        unpack(zipped, unpacked)
+    if not unpacked.exists(): unpacked = cache_dir('data')/card.name if (cache_dir('data')/card.name).exists() else fetch(card)
+    inner = unpacked/card.name # our archives hold one folder of their own name
+    return inner if inner.is_dir() else unpacked
 
 def have_images(
     source # name of a card, or any folder of class folders
-) -> bool: # True if `find_images` would succeed without a download
+) -> bool: # True if `find_images` needs no download
     "Are the images here already?"
     if Path(source).is_dir(): return True
-    card,home = load_card(str(source)),Path(os.environ.get('KD_LEAF_DATA', '/nowhere'))
-    return any(o.exists() for o in (home/card.name, home/card.archive.get('file', f'{card.name}.zip'), cache_dir('data')/card.name))
+    card,home = load_card(str(source)),Path(os.environ.get('KD_LEAF_DATA') or '/nowhere')
+    return any(o.exists() for o in (home/card.name, *_zip_and_home(card), cache_dir('data')/card.name))

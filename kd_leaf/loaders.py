@@ -7,7 +7,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/loaders.html.md"""
 # %% auto #0
 __all__ = ['Plan', 'StoreDataset', 'StoreLoader', 'StoreDataLoaders', 'leaf_transforms', 'store_dls']
 
-# %% ../nbs/01a_loaders.ipynb #b19173c0
+# %% ../nbs/01a_loaders.ipynb #92c294bd
 import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from fastai.data.transforms import Category,CategoryMap,IntToFloatTensor,Normali
 from fastai.torch_core import TensorCategory,TensorImage
 from fastai.vision.augment import aug_transforms
 from fastai.vision.core import imagenet_stats
-from fastcore.basics import store_attr
+from fastcore.basics import patch,store_attr
 from .core import default_device
 from .data import decode_image
 
@@ -84,6 +84,14 @@ class StoreDataset:
         "The class by its name, for showing"
         return (o[0], Category(self.vocab[int(o[1])])) if len(o)>1 else o
 
+# %% ../nbs/01a_loaders.ipynb #9be9663e
+@patch
+def new_empty(self:StoreDataset) -> StoreDataset:
+    "The same classes and size without pictures, for `learn.export`"
+    s = self.store
+    none = SimpleNamespace(images=s.images[:0], labels=s.labels[:0], splits=np.empty(0, str), vocab=s.vocab, ids=[], size=s.size)
+    return StoreDataset(none, Plan.of([]), self.split_idx)
+
 # %% ../nbs/01a_loaders.ipynb #83009814
 class StoreLoader(TfmdDL):
     "A fastai loader that makes whole batches from a `StoreDataset`"
@@ -113,21 +121,22 @@ class StoreLoader(TfmdDL):
         idxs = list(range(len(self.dataset)))
         return self.shuffle_fn(idxs) if self.shuffle else idxs
 
-# %% ../nbs/01a_loaders.ipynb #607e9c3a
+# %% ../nbs/01a_loaders.ipynb #7862d096
 class StoreDataLoaders(DataLoaders):
     "fastai `DataLoaders` over a store: train, valid and test"
     def test_dl(self,
         items, # ids of pictures in the store, or image files
         with_labels:bool=False, # kept for fastai; pictures of the store have their labels, files the first one
-        **kwargs # kept for fastai
+        **kwargs # `bs` is used, the rest kept for fastai
     ) -> StoreLoader:
         "A loader over chosen items; `ValueError` lists files that are no images"
-        store = self.valid.dataset.store
-        if set(items) <= set(store.ids): return self.valid.new(StoreDataset(store, Plan.of([store.ids.index(o) for o in items]), 1))
+        store,own = self.valid.dataset.store,{k: v for k,v in kwargs.items() if k=='bs'}
+        where = {o: k for k,o in enumerate(store.ids)}
+        if set(items) <= set(where): return self.valid.new(StoreDataset(store, Plan.of([where[o] for o in items]), 1), **own)
         ims = [decode_image(o, store.size) for o in items]
         if bad := [f'  {o}: {im}' for o,im in zip(items, ims) if isinstance(im, str)]: raise ValueError('these cannot be read as images:\n'+'\n'.join(bad))
-        loose = SimpleNamespace(images=np.stack(ims), labels=np.zeros(len(ims), np.int64), vocab=store.vocab, ids=list(map(str, items)))
-        return self.valid.new(StoreDataset(loose, Plan.of(range(len(ims))), 1))
+        loose = SimpleNamespace(images=np.stack(ims), labels=np.zeros(len(ims), np.int64), vocab=store.vocab, ids=list(map(str, items)), size=store.size)
+        return self.valid.new(StoreDataset(loose, Plan.of(range(len(ims))), 1), **own)
 
 # %% ../nbs/01a_loaders.ipynb #4cf5be75
 def leaf_transforms() -> list: # fastai batch transforms

@@ -8,8 +8,8 @@ Docs: https://kd-leaf.github.io/kd_leaf/models.html.md"""
 __all__ = ['teachers', 'students', 'cnn4', 'list_models', 'load_weights', 'create_model', 'save_weights', 'n_params', 'n_flops',
            'model_table']
 
-# %% ../nbs/04_models.ipynb #62994f1d
-import copy,tempfile
+# %% ../nbs/04_models.ipynb #227fdb64
+import copy,re
 from pathlib import Path
 import pandas as pd, torch, torchvision
 from safetensors.torch import load_file,save_file
@@ -27,7 +27,7 @@ def cnn4(
     block = lambda i,o: nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True), nn.MaxPool2d(2))
     return nn.Sequential(*map(block, chans[:-1], chans[1:]), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(chans[-1], n_classes))
 
-# %% ../nbs/04_models.ipynb #16f37579
+# %% ../nbs/04_models.ipynb #07874d9c
 teachers = ['densenet121', 'resnet101', 'resnet50', 'efficientnet_b0', 'mobilenet_v2']
 students = ['cnn4', 'shufflenet_v2_x1_0', 'densenet121', 'googlenet']
 
@@ -38,22 +38,30 @@ def list_models() -> list[str]:
 def _read_weights(path):
     "Tensors of a weight file"
     if not Path(path).is_file(): raise FileNotFoundError(f"weights={str(path)!r} is not a file: use 'none', 'imagenet', or the path of a .safetensors or .pth file")
-    return load_file(path) if str(path).endswith('.safetensors') else torch.load(path, map_location='cpu', weights_only=True)
+    state = load_file(path) if str(path).endswith('.safetensors') else torch.load(path, map_location='cpu', weights_only=True)
+    return {re.sub(r'(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)', r'\1\2', k): v for k,v in state.items()} # older DenseNet files
+
+def _head(model):
+    "Name and module of the last layer that gives class scores"
+    return [(k, o) for k,o in model.named_modules() if isinstance(o, (nn.Linear, nn.Conv2d))][-1]
 
 def load_weights(
     model:nn.Module, # changed in place
     path # safetensors file, or a checkpoint of tensors
 ) -> list[str]: # names of tensors that the file lacks or has in another shape: the head, usually
-    "Load what fits; `ValueError` if nothing or less than half does"
+    "Load what fits; `ValueError` if anything but the head is missing"
     ours,theirs = model.state_dict(),_read_weights(path)
     fit = {k: v.to(ours[k].dtype) for k,v in theirs.items() if k in ours and v.shape==ours[k].shape}
-    if len(fit)<len(ours)/2: raise ValueError(f'{path} fits {len(fit)} of {len(ours)} tensors of this model: it belongs to another one')
+    head = _head(model)[0]+'.'
+    missing = sorted(set(ours)-set(fit))
+    if bad := [k for k in missing if not k.startswith(head)]: raise ValueError(f'{path} lacks {len(bad)} of {len(ours)} tensors of this model, such as {bad[0]}: it belongs to another one')
     model.load_state_dict(fit, strict=False)
-    return sorted(set(ours)-set(fit))
+    return missing
 
-# %% ../nbs/04_models.ipynb #1e375463
+# %% ../nbs/04_models.ipynb #c027d54a
 def _strip_aux(m):
-    "Take auxiliary heads off GoogLeNet and Inception"
+    "Take auxiliary heads off GoogLeNet and Inception, and let both take ImageNet-normalised pictures, with weights or without"
+    if hasattr(m, 'transform_input'): m.transform_input = True
     if getattr(m, 'aux_logits', False):
         m.aux_logits = False
         for name in ('aux1', 'aux2', 'AuxLogits'):
@@ -62,7 +70,7 @@ def _strip_aux(m):
 
 def _new_head(m, n_classes):
     "Replace the last layer that gives class scores"
-    name,last = [(k, o) for k,o in m.named_modules() if isinstance(o, (nn.Linear, nn.Conv2d))][-1]
+    name,last = _head(m)
     if last.weight.shape[0]==n_classes: return m
     new = nn.Linear(last.in_features, n_classes) if isinstance(last, nn.Linear) else nn.Conv2d(last.in_channels, n_classes, last.kernel_size)
     m.set_submodule(name, new)

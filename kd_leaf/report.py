@@ -16,8 +16,8 @@ import numpy as np, pandas as pd
 from .core import check_name,results_dir,study_spec,write_csv,atomic_path
 from .metrics import class_report
 
-# %% ../nbs/10_report.ipynb #4e7eb59e
-place = ['role', 'model', 'teacher', 'balance', 'fraction', 'loss', 'temperature', 'alpha', 'seed'] # of a run in a table
+# %% ../nbs/10_report.ipynb #e77ee1d7
+place = ['role', 'model', 'teacher', 'balance', 'seed'] # of a run in a table
 
 def load_runs(
     study:str, # name of a study
@@ -29,11 +29,12 @@ def load_runs(
     df = pd.DataFrame([{k: v for k,v in r.items() if k not in ('vocab', 'history')} for r in rows])
     if len(df): df = df[df.profile==(profile or ('gpu' if (df.profile=='gpu').any() else 'cpu'))]
     if df.empty: raise FileNotFoundError(f"no records in {folder}: run `papermill nbs/run_all.ipynb results_quick/run_all.ipynb -p studies '[\"{study}\"]' -p profile {profile or 'cpu'}`")
+    if df.dataset_sha256.nunique()>1: raise ValueError(f"{folder} holds records of several data sets ({', '.join(df.dataset.unique())}): move all but one away")
     df = df.sort_values('date')
     if (old := df[df.duplicated(place, keep='last')].key).size: warnings.warn(f'older records of the same runs are left out: {", ".join(old)}; remove them from {folder/"runs"}', stacklevel=2)
     return df.drop_duplicates(place, keep='last').sort_values(place).reset_index(drop=True)
 
-# %% ../nbs/10_report.ipynb #70fa7748
+# %% ../nbs/10_report.ipynb #2cde11cb
 scores_shown = ['accuracy', 'precision', 'recall', 'f1']
 
 def pick(
@@ -41,7 +42,7 @@ def pick(
     **where # column=value
 ) -> pd.DataFrame: # at least one row; `LookupError` otherwise
     "Rows that have these values"
-    rows = runs[np.logical_and.reduce([runs[check_name(k, runs.columns, 'column')]==v for k,v in where.items()])]
+    rows = runs[np.logical_and.reduce([np.ones(len(runs), bool)]+[runs[check_name(k, runs.columns, 'column')]==v for k,v in where.items()])]
     if rows.empty: raise LookupError(f'no run with {where}')
     return rows.sort_values('seed')
 
@@ -253,7 +254,7 @@ def make_tables(
     tables = [teacher_table(runs), *(kd_table(runs, t, b) for t in spec['grid']['teachers'] for b in spec['grid']['balance'])]
     return tables + ([reproduction_table(runs, spec['source'])] if spec.get('source') else [])
 
-# %% ../nbs/10_report.ipynb #4d06974e
+# %% ../nbs/10_report.ipynb #c9c69c9c
 def write_report(
     study:str, # name of a study
     profile:str=None # as in `load_runs`
@@ -261,10 +262,12 @@ def write_report(
     "Write all tables (Markdown, CSV) and figures (SVG, PNG) of a study beside its records"
     import matplotlib.pyplot as plt
     runs = load_runs(study, profile)
-    folder,tables = results_dir(study, runs.profile[0]),make_tables(study, profile)
+    best = runs.profile[0]=='quick' or runs.profile[0]==load_runs(study).profile[0]
+    folder = results_dir(study, runs.profile[0])/('' if best else runs.profile[0]) # what the study's page shows stands on top
+    tables = make_tables(study, profile)
     for t in tables: t.save(folder/'tables')
     figures = dict(gain=gain_figure(runs), scores=score_figure(runs), teachers=curve_figure(study, runs), students=curve_figure(study, runs, 'student'))
-    (folder/'figures').mkdir(exist_ok=True)
+    (folder/'figures').mkdir(parents=True, exist_ok=True)
     for name,fig in figures.items():
         for kind,meta in (('svg', dict(Date=None)), ('png', {})): fig.savefig(folder/'figures'/f'{name}.{kind}', metadata=meta, dpi=120)
         plt.close(fig)

@@ -7,11 +7,11 @@ Docs: https://kd-leaf.github.io/kd_leaf/speed.html.md"""
 # %% auto #0
 __all__ = ['modes', 'Bf16', 'GrowImages', 'set_mode', 'time_step', 'fast_mode']
 
-# %% ../nbs/04a_speed.ipynb #0df61a1e
+# %% ../nbs/04a_speed.ipynb #f9a6f899
 import json,time
 import numpy as np, torch, torch.nn.functional as F
 from fastai.callback.core import Callback
-from .core import cache_dir,check_name,stable_hash,write_json
+from .core import cache_dir,check_name,device_name,stable_hash,write_json
 from .models import create_model
 
 # %% ../nbs/04a_speed.ipynb #238f500d
@@ -64,7 +64,7 @@ def time_step(
     sync()
     return time.perf_counter()-start
 
-# %% ../nbs/04a_speed.ipynb #b30e575e
+# %% ../nbs/04a_speed.ipynb #b8a5810e
 def fast_mode(
     name:str, # model, from `list_models`
     size:int, # pixels a side
@@ -74,16 +74,16 @@ def fast_mode(
     n:int=3 # timed rounds, after one to warm up
 ) -> str: # "fp32", "fp32_cl" or "bf16"
     "The fastest mode for a model here: measured once, then remembered in the cache"
-    where = torch.cuda.get_device_name() if str(device).startswith('cuda') else f'{device} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()}'
-    key = dict(name=name, size=size, train=train, where=where, torch=torch.__version__)
+    key = dict(name=name, size=size, train=train, where=device_name(device), isa=torch.backends.cpu.get_cpu_capability(), torch=torch.__version__)
     note = cache_dir('speed')/f'{stable_hash(key)}.json'
     if note.exists(): return json.loads(note.read_text())['mode']
-    model,xb,times = create_model(name, 10).to(device),torch.randn(bs, 3, size, size, device=device),{m: [] for m in modes}
-    for k in range(n+1):
-        for m,(bf16,last) in modes.items():
-            set_mode(model, m)
-            t = time_step(model, xb.to(memory_format=torch.channels_last) if last else xb, bf16, train)
-            if k: times[m].append(t)
+    with torch.random.fork_rng(): # measuring must not move the caller's random numbers
+        model,xb,times = create_model(name, 10).to(device),torch.randn(bs, 3, size, size, device=device),{m: [] for m in modes}
+        for k in range(n+1):
+            for m,(bf16,last) in modes.items():
+                set_mode(model, m)
+                t = time_step(model, xb.to(memory_format=torch.channels_last) if last else xb, bf16, train)
+                if k: times[m].append(t)
     best = min(modes, key=lambda m: np.median(times[m]))
     write_json(note, key | dict(mode=best, images_per_s={m: bs/np.median(t) for m,t in times.items()}))
     return best

@@ -33,7 +33,8 @@ def test_wheel_works_outside_the_repository(wheel, tmp_path):
     code = '''
 import kd_leaf, pathlib
 from kd_leaf.distill import KDCallback
-from kd_leaf.data import list_cards, image_store
+from kd_leaf.data import image_store
+from kd_leaf.fetch import list_cards
 from kd_leaf.study import load_study
 from kd_leaf.core import project_root
 assert len(list_cards()) >= 5 and load_study("leaf").grid["students"]

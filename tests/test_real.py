@@ -2,7 +2,8 @@
 import os, tomllib
 from pathlib import Path
 import pytest
-from kd_leaf.data import image_store, list_cards, load_card
+from kd_leaf.data import image_store
+from kd_leaf.fetch import load_card
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path(os.environ.get('KD_LEAF_DATA', ROOT.parent/'shared'/'data'))

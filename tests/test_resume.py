@@ -46,7 +46,7 @@ def test_killed_in_a_student_and_started_again(tmp_path):
 
     p = run_all(broken)
     deadline = time.time()+900
-    while len(records(broken)) < 7 and p.poll() is None and time.time() < deadline: time.sleep(.05)  # 4 teachers, 2 students: the 8th run has begun
+    while len(records(broken)) < 7 and p.poll() is None and time.time() < deadline: time.sleep(.05)  # 4 teachers, 3 students: the 8th run has begun
     time.sleep(.5)
     for pid in kernels_of(broken): os.kill(pid, signal.SIGKILL)
     p.wait()
