@@ -24,7 +24,7 @@ from .metrics import scores
 from .models import create_model,list_models,n_flops,n_params,save_weights
 from .speed import GrowImages,fast_mode,modes
 
-# %% ../nbs/09_study.ipynb #5d2db552
+# %% ../nbs/09_study.ipynb #7cc728bc
 def _check_run(run):
     "Raise `ValueError` for a value that no run can have"
     for what,name,known in (('role', run.role, ('teacher', 'student')), ('model', run.model, list_models()), ('balance', run.balance, balances), ('mode', run.mode, [*modes, 'auto'])):
@@ -34,6 +34,7 @@ def _check_run(run):
                         ('alpha', 0<=run.alpha<=1, 'between 0 and 1'), ('seed', isinstance(run.seed, int) and 0<=run.seed<2**32, 'a whole number from 0')):
         if not ok: raise ValueError(f'{k}={getattr(run, k)!r}: choose {range_}')
 
+# %% ../nbs/09_study.ipynb #e63945d7
 @dataclass(frozen=True)
 class Run:
     "Everything that decides the outcome of one training"

@@ -54,10 +54,3 @@ def test_paper_results_are_real():
         assert not r['synthetic'] and r['profile'] in ('cpu', 'gpu') and r['commit'] and not r['dirty'], f
     assert not list(ROOT.glob('results/**/*.error.json'))
 
-
-def test_teachers_have_something_to_teach():
-    "Each teacher is 5 points of macro F1 or more ahead of the best student without one, on valid"
-    from kd_leaf.report import load_runs, pick
-    runs = load_runs('leaf')
-    for _, r in runs.groupby('seed'):
-        assert pick(r, role='teacher').valid_f1.min() >= pick(r, role='student', teacher='').valid_f1.max()+.05
