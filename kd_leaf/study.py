@@ -34,7 +34,7 @@ def _check_run(run):
                         ('alpha', 0<=run.alpha<=1, 'between 0 and 1'), ('seed', isinstance(run.seed, int) and 0<=run.seed<2**32, 'a whole number from 0')):
         if not ok: raise ValueError(f'{k}={getattr(run, k)!r}: choose {range_}')
 
-# %% ../nbs/09_study.ipynb #e63945d7
+# %% ../nbs/09_study.ipynb #0c2f86c8
 @dataclass(frozen=True)
 class Run:
     "Everything that decides the outcome of one training"
@@ -52,7 +52,7 @@ class Run:
     fraction:float = 1.     # share of the training labels, stratified
     start_size:int = 0      # pixels a side in the first epochs; 0: full size throughout
     weights:str = 'none'    # "none", "imagenet" or a file
-    mode:str = 'auto'  # "fp32", "fp32_cl", "bf16", or "auto": the fastest here
+    mode:str = 'auto'       # "fp32", "fp32_cl", "bf16", or "auto": the fastest here
     teacher:str = ''        # name of the teacher's model; empty: no distillation
     teacher_key:str = ''    # key of the teacher's run
     loss:str = ''           # distillation loss, from `losses`
@@ -268,7 +268,7 @@ def collect(
     write_csv(study.dir/'runs.csv', df)
     return df
 
-# %% ../nbs/09_study.ipynb #2877361f
+# %% ../nbs/09_study.ipynb #78a2e01b
 def run_study(
     study:Study, # from `load_study`
     store=None, # `ImageStore`; opened from the study's data set by default
@@ -280,7 +280,8 @@ def run_study(
     store = store or image_store(study.dataset, study.size)
     write_csv(study.dir/'classes.csv', store.counts().reset_index())
     todo,failed = todo_runs(study, make_runs(study, store), resume),{}
-    flops = {m: n_flops(create_model(m, len(store.vocab)), study.size) for m in {o for r in todo for o in (r.model, r.teacher) if o}}
+    with torch.device('meta'): nets = {m: create_model(m, len(store.vocab)) for r in todo for m in (r.model, r.teacher) if m}
+    flops = {m: n_flops(net, study.size) for m,net in nets.items()}
     total = sum(_cost(r, flops) for r in todo) or 1
     with progress(total=1., desc=study.name, bar_format='{desc}{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left') as bar:
         for k,run in enumerate(todo):
@@ -292,6 +293,6 @@ def run_study(
             except Exception as e:
                 failed[run] = f'{type(e).__name__}: {e}' # and not the exception, which would keep the run's memory
                 write_json(error, asdict(run) | dict(key=run.key, error=f'{type(e).__name__}: {e}', traceback=traceback.format_exc()))
-            df = collect(study)
+            collect(study)
     if failed: raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed, the others are on record:\n"+'\n'.join(f'  {r} ({r.key}): {e}' for r,e in failed.items()))
     return collect(study)
