@@ -168,7 +168,7 @@ def reproduction_table(
     text = _nice(text).rename(columns=dict(Source=f"Source's gain in {nice[metric]}", Ours='Our gain'))
     return Table('reproduction', 'Gain from distillation: the source and ours', made_from(runs)+' The source names neither its images nor its seeds.', data.drop(columns='text'), text)
 
-# %% ../nbs/10_report.ipynb #1a3b3a34
+# %% ../nbs/10_report.ipynb #4b45e11d
 def _axes(title, ylabel, width=7.):
     import matplotlib.pyplot as plt, seaborn as sns
     sns.set_theme(style='whitegrid', palette='colorblind', rc={'figure.dpi': 80, 'svg.hashsalt': 'kd_leaf'})
@@ -189,10 +189,10 @@ def gain_figure(
     fig,ax,sns = _axes('Gain from distillation', f'gain in {nice[metric]} (test)')
     df['student'] = df.model+', '+df.balance
     sns.barplot(df, x='student', y='gain', hue='teacher', errorbar='sd' if df.seed.nunique()>1 else None, ax=ax)
-    ax.axhline(0, color='black', lw=.8); ax.set_xlabel(''); ax.legend(title='taught by'); _warning(ax, runs)
+    ax.axhline(0, color='black', lw=.8); ax.set_xlabel(''); ax.legend(title='taught by', bbox_to_anchor=(1.01, 1), loc='upper left'); _warning(ax, runs)
     return fig
 
-# %% ../nbs/10_report.ipynb #b0c38bfa
+# %% ../nbs/10_report.ipynb #ffdab88b
 def score_figure(
     runs:pd.DataFrame, # from `load_runs`
     metric:str='f1' # column
@@ -203,7 +203,7 @@ def score_figure(
     fig,ax,sns = _axes('Teachers, students alone, students distilled', f'{nice[metric]} (test)')
     order = df.assign(rank=df.role.map(dict(teacher=0, student=1))).sort_values(['rank', 'model', 'teacher']).who.unique()
     sns.stripplot(df, x=metric, y='who', hue='balance', order=order, hue_order=sorted(df.balance.unique()), size=8, jitter=False, dodge=True, ax=ax)
-    ax.set_ylabel(''); ax.set_xlabel(f'{nice[metric]} (test)'); ax.legend(title=''); _warning(ax, runs)
+    ax.set_ylabel(''); ax.set_xlabel(f'{nice[metric]} (test)'); ax.legend(title='', bbox_to_anchor=(1.01, 1), loc='upper left'); _warning(ax, runs)
     return fig
 
 # %% ../nbs/10_report.ipynb #d5192658
