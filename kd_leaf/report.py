@@ -187,7 +187,7 @@ def gain_figure(
     "What distillation adds to each student, by teacher and balance; returns the matplotlib figure"
     df = gains(runs, metric).replace(nice)
     fig,ax,sns = _axes('Gain from distillation', f'gain in {nice[metric]} (test)')
-    df['student'] = df.model+', '+df.balance
+    df['student'] = df.model+'\n'+df.balance
     sns.barplot(df, x='student', y='gain', hue='teacher', errorbar='sd' if df.seed.nunique()>1 else None, ax=ax)
     ax.axhline(0, color='black', lw=.8); ax.set_xlabel(''); ax.legend(title='taught by', bbox_to_anchor=(1.01, 1), loc='upper left'); _warning(ax, runs)
     return fig
