@@ -68,6 +68,11 @@ def _strip_aux(m):
             if hasattr(m, name): setattr(m, name, None)
     return m
 
+def _init_args(name):
+    "How torchvision is to initialise a model that starts from random weights"
+    if name in ('googlenet', 'inception_v3'): return dict(init_weights=False) # the slow way, and it says so
+    return dict(zero_init_residual=True) if re.match('(wide_)?resne', name) else {}
+
 def _new_head(m, n_classes):
     "Replace the last layer that gives class scores"
     name,last = _head(m)
@@ -87,8 +92,7 @@ def create_model(
     if name=='cnn4': model = cnn4(n_classes)
     elif weights=='imagenet': model = _new_head(_strip_aux(torchvision.models.get_model(name, weights='DEFAULT')), n_classes)
     else:
-        quiet = dict(init_weights=False) if name in ('googlenet', 'inception_v3') else {}
-        model = _strip_aux(torchvision.models.get_model(name, weights=None, num_classes=n_classes, **quiet))
+        model = _strip_aux(torchvision.models.get_model(name, weights=None, num_classes=n_classes, **_init_args(name)))
     if weights not in ('none', 'imagenet'): load_weights(model, weights)
     elif weights=='imagenet' and name=='cnn4': raise ValueError("cnn4 has no ImageNet weights: use weights='none' or a file")
     return model
