@@ -7,25 +7,27 @@ Docs: https://kd-leaf.github.io/kd_leaf/distill.html.md"""
 # %% auto #0
 __all__ = ['KDCallback', 'make_learner', 'distil']
 
-# %% ../nbs/06_distill.ipynb #0a0b3daf
+# %% ../nbs/06_distill.ipynb #254d7caa
 import time,torch
 from fastai.callback.core import Callback
+from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import Learner # brings fit_one_cycle
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import F1Score,accuracy
 from fastcore.basics import patch
 from torch import nn
+from .cache import MeanLogits,TeacherLogits
 from .core import seed_everything
 from .losses import check_temperature,get_loss
 from .models import create_model
 from .speed import fast_mode,set_mode
 
-# %% ../nbs/06_distill.ipynb #c8793330
+# %% ../nbs/06_distill.ipynb #7c2d999a
 class KDCallback(Callback):
     "Adds distillation from a teacher to the loss of any fastai Learner, in training only (arXiv:1503.02531)"
     run_valid,order = False,51 # after Recorder, before the progress bar reads its names
     def __init__(self,
-        teacher, # module or Learner that gives logits (bs, n_classes) for the student's batch
+        teacher, # module or Learner that gives logits (bs, n_classes) for the student's batch, or a cache: `TeacherLogits`, `MeanLogits`
         loss='soft_target', # name in `losses`, or a function of (student_logits, teacher_logits, temperature)
         temperature:float=4., # above 0, for losses that use it
         alpha:float=.5, # weight of the distillation term, in [0, 1]; 1-alpha weighs the cross-entropy
@@ -35,20 +37,28 @@ class KDCallback(Callback):
         self.kd_func,self.temperature,self.alpha,self.mode = get_loss(loss),check_temperature(temperature),alpha,mode
         self.seconds = 0. # that the teacher took, over all fits
         self.teacher,self.teacher_vocab = (teacher.model, getattr(teacher.dls, 'vocab', None)) if isinstance(teacher, Learner) else (teacher, None)
-        if not isinstance(self.teacher, nn.Module): raise TypeError(f'a teacher is a module or a Learner, not {type(teacher).__name__}')
+        self.cached = isinstance(teacher, (TeacherLogits, MeanLogits))
+        if not (self.cached or isinstance(self.teacher, nn.Module)): raise TypeError(f'a teacher is a module, a Learner or a cache, not {type(teacher).__name__}')
 
-# %% ../nbs/06_distill.ipynb #e1b11192
+# %% ../nbs/06_distill.ipynb #2713ebd8
 @patch
 def before_fit(self:KDCallback):
     "Check the classes, move the teacher to the device, add two columns to the log"
     if self.teacher is self.learn.model: raise ValueError('teacher and student are the same module: make two')
+    if self.cached: self.check_cache()
+    else: set_mode(self.teacher.to(self.dls.device), self.mode)
     ours,theirs = getattr(self.dls, 'vocab', None),self.teacher_vocab
     if ours is not None and theirs is not None and list(ours)!=list(theirs):
         raise ValueError(f'the teacher knows the classes {list(theirs)}, the student {list(ours)}: train a teacher on the same classes, in the same order')
-    self.teacher.to(self.dls.device)
-    set_mode(self.teacher, self.mode)
     names,k = self.recorder.metric_names,2+(len(self.recorder.metrics) if self.recorder.train_metrics else 0)
     self.recorder.metric_names = names[:k]+['kd_loss', 'hard_loss']+names[k:] # after the columns of training
+
+@patch
+def check_cache(self:KDCallback):
+    "`ValueError` if the loaders show what the cache does not know"
+    self.teacher.check(self.dls)
+    if mix := [type(cb).__name__ for cb in self.learn.cbs if isinstance(cb, MixHandler)]:
+        raise ValueError(f'{mix[0]} mixes pictures after they are shown, and the cache knows the unmixed ones only: leave it out, or give the teacher itself')
 
 @patch
 def before_train(self:KDCallback):
@@ -60,12 +70,13 @@ def after_train(self:KDCallback):
     "Log the epoch's means of the two terms"
     self.recorder.log += (self.sums/max(self.seen, 1)).tolist()
 
-# %% ../nbs/06_distill.ipynb #66c07bef
+# %% ../nbs/06_distill.ipynb #d0b78cf1
 @patch
 def teacher_logits(self:KDCallback,
     xb # (bs, 3, H, W), the batch that the student sees
 ) -> torch.Tensor: # (bs, n_classes), float32, no gradient
-    "What the teacher says of a batch: in eval mode, under inference_mode"
+    "What the teacher says of a batch: from the cache, or in eval mode, under inference_mode"
+    if self.cached: return self.teacher(*self.dls.train.shown).to(xb.device)
     self.teacher.eval()
     with torch.inference_mode(), torch.autocast(xb.device.type, torch.bfloat16, enabled=self.mode=='bf16'): out = self.teacher(xb)
     return out.float().clone()
@@ -104,10 +115,10 @@ def make_learner(
     learn.add_cbs([*set_mode(model, mode), *(cbs or [])])
     return learn
 
-# %% ../nbs/06_distill.ipynb #114a6512
+# %% ../nbs/06_distill.ipynb #32ea6d1b
 def distil(
     dls, # fastai DataLoaders with a vocab
-    teacher, # module or Learner
+    teacher, # module, Learner, or a cache from `cache_teacher` (dls from `view_dls` then)
     student='shufflenet_v2_x1_0', # name from `list_models`, or a module
     epochs:int=10, # with a one-cycle schedule
     lr:float=3e-3, # its highest learning rate

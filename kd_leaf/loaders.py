@@ -45,7 +45,7 @@ class Plan:
     @property
     def n_synthetic(self): return int((self.i!=self.j).sum())
 
-# %% ../nbs/01a_loaders.ipynb #a51528f2
+# %% ../nbs/01a_loaders.ipynb #ec640457
 class StoreDataset:
     "Pictures of a store in the order of a plan; takes single items like any dataset, and whole batches"
     n_inp = 1
@@ -55,6 +55,7 @@ class StoreDataset:
         split_idx:int=0 # 0: training, augmented; 1: not
     ):
         store_attr()
+        self.resident = None # all pictures as a tensor, once they are on a GPU
         self.vocab = CategoryMap(store.vocab, sort=False)
         self.c,self.labels = len(store.vocab),store.labels[plan.i]
 
@@ -62,16 +63,22 @@ class StoreDataset:
     @property
     def items(self): return [self.store.ids[o] for o in self.plan.i]
 
+    def pixels(self,
+        k # (bs,) positions in the store
+    ) -> torch.Tensor: # (bs, size, size, 3) uint8, on the device that the pictures lie on
+        "Pictures of the store as they are"
+        return torch.from_numpy(self.store.images[k]) if self.resident is None else self.resident[torch.from_numpy(k).long().to(self.resident.device)]
+
     def batch(self,
         ks # (bs,) positions in the plan
     ) -> tuple: # TensorImage (bs, 3, size, size) uint8, TensorCategory (bs,) int64
         "A batch of pictures and classes"
         ks,p = np.asarray(ks),self.plan
-        x,lam = self.store.images[p.i[ks]],p.lam[ks]
-        if mixed := np.flatnonzero(lam).tolist():
-            a,b = x[mixed].astype(np.float32),self.store.images[p.j[ks[mixed]]]
-            x[mixed] = np.rint(a+lam[mixed, None, None, None]*(b-a))
-        return TensorImage(torch.from_numpy(x).permute(0, 3, 1, 2)), TensorCategory(torch.from_numpy(self.labels[ks]))
+        x,lam = self.pixels(p.i[ks]),p.lam[ks]
+        if (mixed := np.flatnonzero(lam)).size:
+            a,b = x[mixed].float(),self.pixels(p.j[ks[mixed]])
+            x[mixed] = (a+torch.from_numpy(lam[mixed]).to(x.device)[:, None, None, None]*(b-a)).round().to(torch.uint8)
+        return TensorImage(x.permute(0, 3, 1, 2)), TensorCategory(torch.from_numpy(self.labels[ks]))
 
     def __getitem__(self, k):
         x,y = self.batch([k])
@@ -91,6 +98,20 @@ def new_empty(self:StoreDataset) -> StoreDataset:
     s = self.store
     none = SimpleNamespace(images=s.images[:0], labels=s.labels[:0], splits=np.empty(0, str), vocab=s.vocab, ids=[], size=s.size)
     return StoreDataset(none, Plan.of([]), self.split_idx)
+
+# %% ../nbs/01a_loaders.ipynb #35aa557e
+@patch
+def to(self:StoreDataset,
+    device, # where batches are wanted
+    share:float=.5 # of the device's free memory that the pictures may take
+) -> StoreDataset: # itself
+    "Put all pictures on a device that has memory of its own and room for them"
+    device,images = torch.device(device),self.store.images
+    if device.type=='cuda' and images.nbytes<share*torch.cuda.mem_get_info(device)[0]:
+        self.store.resident = getattr(self.store, 'resident', None) or {} # shared by the loaders of a store
+        if device not in self.store.resident: self.store.resident[device] = torch.from_numpy(np.array(images)).to(device)
+        self.resident = self.store.resident[device]
+    return self
 
 # %% ../nbs/01a_loaders.ipynb #83009814
 class StoreLoader(TfmdDL):
@@ -143,7 +164,7 @@ def leaf_transforms() -> list: # fastai batch transforms
     "Augmentation for leaves: flips, rotation to 30 degrees, zoom to 1.2, light changes of 20 %, on the device"
     return aug_transforms(flip_vert=True, max_rotate=30., max_zoom=1.2, max_lighting=.2, max_warp=0.)
 
-# %% ../nbs/01a_loaders.ipynb #b9d5d90f
+# %% ../nbs/01a_loaders.ipynb #7988faf0
 def store_dls(
     store, # `ImageStore`
     plan:Plan=None, # what is shown in training; the whole training split by default
@@ -159,4 +180,6 @@ def store_dls(
     tfms = lambda aug: [IntToFloatTensor(), *(leaf_transforms() if aug else []), Normalize.from_stats(*imagenet_stats)]
     train = StoreLoader(StoreDataset(store, plan), bs=bs, shuffle=True, n=n, drop_last=n>bs and n%bs==1, after_batch=tfms(augment))
     rest = [StoreLoader(StoreDataset(store, Plan.of(store.where(s)), 1), bs=2*bs, after_batch=tfms(False)) for s in ('valid', 'test')]
-    return StoreDataLoaders(train, *rest, device=torch.device(device or default_device()))
+    device = torch.device(device or default_device())
+    for dl in (train, *rest): dl.dataset.to(device)
+    return StoreDataLoaders(train, *rest, device=device)

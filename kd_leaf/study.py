@@ -8,13 +8,15 @@ Docs: https://kd-leaf.github.io/kd_leaf/study.html.md"""
 __all__ = ['Run', 'Study', 'load_study', 'make_runs', 'StopOnNaN', 'Ticker', 'peak_rss_mb', 'code_version', 'provenance',
            'weights_path', 'fit_run', 'predict_logits', 'do_run', 'record_path', 'todo_runs', 'collect', 'run_study']
 
-# %% ../nbs/09_study.ipynb #81e74998
+# %% ../nbs/09_study.ipynb #3043b19b
 import contextlib,datetime,functools,gc,json,platform,resource,subprocess,time,traceback
 from dataclasses import asdict,dataclass,field,fields,replace
+from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from .balance import balance_plan,balances,class_weights
+from .cache import cache_teacher
 from .core import cache_dir,check_name,check_writable,default_device,device_name,file_sha256,progress,project_root,results_dir,seed_everything,stable_hash,study_spec,write_csv,write_json,write_npz
 from .data import image_store,take_fraction
 from .distill import KDCallback,make_learner
@@ -23,18 +25,19 @@ from .losses import check_temperature,get_loss
 from .metrics import scores
 from .models import create_model,list_models,n_flops,n_params,save_weights
 from .speed import GrowImages,fast_mode,modes
+from .views import Views,view_dls
 
-# %% ../nbs/09_study.ipynb #7cc728bc
+# %% ../nbs/09_study.ipynb #39c4e76d
 def _check_run(run):
     "Raise `ValueError` for a value that no run can have"
     for what,name,known in (('role', run.role, ('teacher', 'student')), ('model', run.model, list_models()), ('balance', run.balance, balances), ('mode', run.mode, [*modes, 'auto'])):
         check_name(name, known, what)
     if run.teacher: get_loss(run.loss),check_temperature(run.temperature)
-    for k,ok,range_ in (('size', run.size>=1, '1 or more'), ('epochs', run.epochs>=1, '1 or more'), ('bs', run.bs>=2, '2 or more'), ('fraction', 0<run.fraction<=1, 'above 0, at most 1'),
+    for k,ok,range_ in (('size', run.size>=1, '1 or more'), ('views', run.views>=0, '0 or more'), ('epochs', run.epochs>=1, '1 or more'), ('bs', run.bs>=2, '2 or more'), ('fraction', 0<run.fraction<=1, 'above 0, at most 1'),
                         ('alpha', 0<=run.alpha<=1, 'between 0 and 1'), ('seed', isinstance(run.seed, int) and 0<=run.seed<2**32, 'a whole number from 0')):
         if not ok: raise ValueError(f'{k}={getattr(run, k)!r}: choose {range_}')
 
-# %% ../nbs/09_study.ipynb #0c2f86c8
+# %% ../nbs/09_study.ipynb #2f350fe9
 @dataclass(frozen=True)
 class Run:
     "Everything that decides the outcome of one training"
@@ -58,6 +61,7 @@ class Run:
     loss:str = ''           # distillation loss, from `losses`
     temperature:float = 0.  # of the distillation; 0 without
     alpha:float = 0.        # weight of the distillation term; 0 without
+    views:int = 0           # replayed views of each picture, for which the teacher is asked once; 0: fastai's augmentation, teacher online
 
     def __post_init__(self):
         for f in fields(self):
@@ -67,7 +71,8 @@ class Run:
     @property
     def key(self):
         file = {} if self.weights in ('none', 'imagenet') else dict(weights=file_sha256(self.weights)) # what is in it, not where it lies
-        return stable_hash(asdict(self) | file)
+        decides = {k: v for k,v in asdict(self).items() if k!='views' or v} # records from before there were views keep their keys
+        return stable_hash(decides | file)
     def __str__(self): return ' '.join(filter(None, (self.role, self.model, f'← {self.teacher}' if self.teacher else '', self.balance, f'seed {self.seed}')))
 
 # %% ../nbs/09_study.ipynb #ef224d28
@@ -104,7 +109,7 @@ def load_study(
     if seeds: spec['seeds'] = list(seeds)
     return Study(**spec)
 
-# %% ../nbs/09_study.ipynb #82a5d333
+# %% ../nbs/09_study.ipynb #f0d5e8f0
 def make_runs(
     study:Study, # names, fields and seeds
     store # `ImageStore`, whose hash goes into every key
@@ -119,7 +124,7 @@ def make_runs(
             distilled = [replace(s, teacher=t.model, teacher_key=t.key, **study.kd) for t in taught for s in plain]
             runs += taught+plain+distilled
     order = {'teacher': 0, 'student': 1}
-    return sorted(runs, key=lambda r: (r.seed, order[r.role]))
+    return sorted(dict.fromkeys(runs), key=lambda r: (r.seed, order[r.role]))
 
 # %% ../nbs/09_study.ipynb #ea8d8fe3
 class StopOnNaN(Callback):
@@ -162,19 +167,24 @@ def provenance(
     "Where, with what and when: the columns that say how a row was made"
     return dict(device=device_name(device), torch=torch.__version__, **code_version(), date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'))
 
-# %% ../nbs/09_study.ipynb #83e219d2
+# %% ../nbs/09_study.ipynb #dcc083af
 def weights_path(
     key:str # of a run
 ) -> Path: # a safetensors file in the cache, which may not exist yet
     "Where the weights of a finished run are kept"
     return cache_dir('weights')/f'{key}.safetensors'
 
-def _teacher_callback(run, n_classes, device):
+def _teacher_callback(run, dls, device):
+    "Distillation as a run says, from the teacher's cache if views are replayed; its seconds start with those of the cache"
     if not (file := weights_path(run.teacher_key)).exists(): raise FileNotFoundError(f'no weights of the teacher {run.teacher} ({run.teacher_key}): its run failed')
-    teacher = create_model(run.teacher, n_classes, weights=file)
-    return KDCallback(teacher, run.loss, run.temperature, run.alpha, mode=fast_mode(run.teacher, run.size, device, train=False) if run.mode=='auto' else run.mode)
+    teacher = create_model(run.teacher, len(dls.vocab), weights=file)
+    mode = fast_mode(run.teacher, run.size, device, train=False) if run.mode=='auto' else run.mode
+    start = time.perf_counter()
+    kd = KDCallback(cache_teacher(teacher, dls, mode=mode) if run.views else teacher, run.loss, run.temperature, run.alpha, mode=mode)
+    kd.seconds += time.perf_counter()-start
+    return kd
 
-# %% ../nbs/09_study.ipynb #96106e43
+# %% ../nbs/09_study.ipynb #da2db7bc
 def fit_run(
     run:Run, # what to train
     store, # `ImageStore`
@@ -186,11 +196,12 @@ def fit_run(
     seed_everything(run.seed, deterministic=device=='cpu')
     idx = store.where('train')
     idx = idx[take_fraction(store.labels[idx], [store.ids[i] for i in idx], run.fraction, run.seed)]
-    dls = store_dls(store, balance_plan(run.balance, store, idx, run.seed), run.bs, epoch_size=len(idx), device=device)
+    make = partial(view_dls, views=Views(run.views)) if run.views else store_dls
+    dls = make(store, plan=balance_plan(run.balance, store, idx, run.seed), bs=run.bs, epoch_size=len(idx), device=device)
     mode = fast_mode(run.model, run.size, device) if run.mode=='auto' else run.mode
     learn = make_learner(dls, create_model(run.model, len(store.vocab), run.weights), mode=mode,
                          class_weights=class_weights(store, idx) if run.balance=='weights' else None)
-    kd = _teacher_callback(run, len(store.vocab), device) if run.teacher else None
+    kd = _teacher_callback(run, dls, device) if run.teacher else None
     grow = [GrowImages(run.start_size)] if run.start_size else []
     seed_everything(run.seed, deterministic=device=='cpu') # whatever the set-up drew
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(run.epochs, run.lr, wd=run.wd, cbs=[*filter(None, [kd]), *grow, StopOnNaN(), *cbs])
