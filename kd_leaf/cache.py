@@ -126,16 +126,17 @@ def verify(self:TeacherLogits,
     if (off := abs(now-then)).max()>(.25 if self.header['mode']=='bf16' else .02)*max(1, abs(then).max()):
         raise ValueError(f'{self.folder}: entries computed again differ by up to {off.max():.3g}: these pictures or this version of torch are not those it was made with; remove the folder')
 
-# %% ../nbs/05a_cache.ipynb #c44a1c14
+# %% ../nbs/05a_cache.ipynb #b7a7e17b
 def cache_teacher(
     teacher, # module, or a Learner
     dls, # loaders from `view_dls`: what the students will be shown
     folder=None, # where it is kept; by default a folder in the cache, named after what it is made from
-    mode:str='fp32', # "fp32", "fp32_cl" or "bf16", as in `set_mode`
+    mode:str=None, # "fp32", "fp32_cl" or "bf16", as in `set_mode`; by default the Learner's, or "fp32"
     bs:int=64, # pictures in a batch
     chunk:int=8 # batches written at a time: what a kill can cost
 ) -> TeacherLogits:
     "Ask a teacher about every view that is shown, once; `ValueError` if the folder holds something else"
+    mode = mode or getattr(teacher, 'mode', 'fp32')
     if isinstance(teacher, Learner): teacher = teacher.model
     want = _made_from(dls, teacher)
     folder = Path(folder or cache_dir('logits')/stable_hash(want, 16))

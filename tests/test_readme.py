@@ -1,4 +1,4 @@
-"The README's example, word for word but for the length of training, on images that the test makes"
+"The README's examples, word for word but for the length of training, on images that the test makes"
 import re
 from pathlib import Path
 import numpy as np
@@ -7,10 +7,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_five_lines(tmp_path, monkeypatch):
-    code = re.search(r'```\s*python\n(.*?)```', (ROOT/'README.md').read_text(), flags=re.S)[1]
+def test_examples(tmp_path, monkeypatch):
+    code = '\n'.join(re.findall(r'```\s*python\n(.*?)```', (ROOT/'README.md').read_text(), flags=re.S))
     code, n = re.subn(r'fit_one_cycle\(20|epochs=15|size=128', lambda m: {'f': 'fit_one_cycle(1', 'e': 'epochs=1', 's': 'size=32'}[m[0][0]], code)
-    assert n == 3
+    assert n == 5
     rng = np.random.default_rng(0)
     for cls in ('rust', 'scab'):
         (tmp_path/'leaves'/cls).mkdir(parents=True)
@@ -20,4 +20,5 @@ def test_five_lines(tmp_path, monkeypatch):
     monkeypatch.setenv('KD_LEAF_CACHE', str(tmp_path/'cache'))
     names = {}
     exec(code, names)
+    assert len(names['students']) == 2
     assert names['name'] in ('rust', 'scab') and abs(float(names['probabilities'].sum())-1) < 1e-4
