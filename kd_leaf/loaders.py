@@ -63,23 +63,6 @@ class StoreDataset:
     @property
     def items(self): return [self.store.ids[o] for o in self.plan.i]
 
-    def pixels(self,
-        k # (bs,) positions in the store
-    ) -> torch.Tensor: # (bs, size, size, 3) uint8, on the device that the pictures lie on
-        "Pictures of the store as they are"
-        return torch.from_numpy(self.store.images[k]) if self.resident is None else self.resident[torch.from_numpy(k).long().to(self.resident.device)]
-
-    def batch(self,
-        ks # (bs,) positions in the plan
-    ) -> tuple: # TensorImage (bs, 3, size, size) uint8, TensorCategory (bs,) int64
-        "A batch of pictures and classes"
-        ks,p = np.asarray(ks),self.plan
-        x,lam = self.pixels(p.i[ks]),p.lam[ks]
-        if (mixed := np.flatnonzero(lam)).size:
-            a,b = x[mixed].float(),self.pixels(p.j[ks[mixed]])
-            x[mixed] = (a+torch.from_numpy(lam[mixed]).to(x.device)[:, None, None, None]*(b-a)).round().to(torch.uint8)
-        return TensorImage(x.permute(0, 3, 1, 2)), TensorCategory(torch.from_numpy(self.labels[ks]))
-
     def __getitem__(self, k):
         x,y = self.batch([k])
         return x[0],y[0]
@@ -90,6 +73,26 @@ class StoreDataset:
     ):
         "The class by its name, for showing"
         return (o[0], Category(self.vocab[int(o[1])])) if len(o)>1 else o
+
+# %% ../nbs/01a_loaders.ipynb #c5d9b3ca
+@patch
+def pixels(self:StoreDataset,
+    k # (bs,) positions in the store
+) -> torch.Tensor: # (bs, size, size, 3) uint8, on the device that the pictures lie on
+    "Pictures of the store as they are"
+    return torch.from_numpy(self.store.images[k]) if self.resident is None else self.resident[torch.from_numpy(k).long().to(self.resident.device)]
+
+@patch
+def batch(self:StoreDataset,
+    ks # (bs,) positions in the plan
+) -> tuple: # TensorImage (bs, 3, size, size) uint8, TensorCategory (bs,) int64
+    "A batch of pictures and classes"
+    ks,p = np.asarray(ks),self.plan
+    x,lam = self.pixels(p.i[ks]),p.lam[ks]
+    if (mixed := np.flatnonzero(lam)).size:
+        a,b = x[mixed].float(),self.pixels(p.j[ks[mixed]])
+        x[mixed] = (a+torch.from_numpy(lam[mixed]).to(x.device)[:, None, None, None]*(b-a)).round().to(torch.uint8)
+    return TensorImage(x.permute(0, 3, 1, 2)), TensorCategory(torch.from_numpy(self.labels[ks]))
 
 # %% ../nbs/01a_loaders.ipynb #9be9663e
 @patch

@@ -6,16 +6,17 @@ Docs: https://kd-leaf.github.io/kd_leaf/models.html.md"""
 
 # %% auto #0
 __all__ = ['teachers', 'students', 'cnn4', 'list_models', 'load_weights', 'create_model', 'save_weights', 'n_params', 'n_flops',
-           'model_table']
+           'model_table', 'smote_features']
 
 # %% ../nbs/04_models.ipynb #227fdb64
 import copy,re
 from pathlib import Path
-import pandas as pd, torch, torchvision
+import numpy as np, pandas as pd, torch, torchvision
 from safetensors.torch import load_file,save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from .core import atomic_path,check_name,file_sha256
+from .core import atomic_path,check_name,file_sha256,progress
+from .loaders import store_dls
 
 # %% ../nbs/04_models.ipynb #01ae8f5f
 def cnn4(
@@ -133,3 +134,24 @@ def model_table(
         with torch.device('meta'): m = create_model(name, n_classes)
         rows.append(dict(model=name, params=n_params(m), gflops=n_flops(m, size)/1e9, mb=sum(v.nbytes for v in m.state_dict().values())/1e6))
     return pd.DataFrame(rows)
+
+# %% ../nbs/04_models.ipynb #f2b8a5a0
+def smote_features(
+    model:nn.Module, # a classifier, trained; left as found but for its device
+    store, # `ImageStore`
+    bs:int=64, # pictures in a batch
+    device=None # "cpu", "cuda", …; the fastest by default
+) -> np.ndarray: # (len(store), d) float32; zeros for pictures outside the training split, which SMOTE must not see
+    "What the last layer of a model is given for each training picture"
+    dls = store_dls(store, bs=bs, device=device)
+    rows,was,seen = dls.train.dataset.plan.i,model.training,[]
+    hook = _head(model)[1].register_forward_pre_hook(lambda _,args: seen.append(args[0].flatten(1).float().cpu()))
+    try:
+        model.to(dls.device).eval()
+        with torch.inference_mode():
+            for xb,_ in progress(dls.test_dl([store.ids[k] for k in rows], bs=bs), 'features'): model(xb)
+    finally:
+        hook.remove(),model.train(was)
+    out = np.zeros((len(store), seen[0].shape[1]), np.float32)
+    out[rows] = torch.cat(seen).numpy()
+    return out

@@ -7,17 +7,17 @@ Docs: https://kd-leaf.github.io/kd_leaf/report.html.md"""
 # %% auto #0
 __all__ = ['place', 'scores_shown', 'nice', 'load_runs', 'pick', 'show_number', 'value', 'gains', 'gain', 'made_from', 'Table',
            'kd_table', 'teacher_table', 'reproduction_table', 'gain_figure', 'score_figure', 'curve_figure',
-           'class_figure', 'make_tables', 'write_report']
+           'class_figure', 'variant_table', 'variant_figure', 'make_tables', 'make_figures', 'write_report']
 
 # %% ../nbs/10_report.ipynb #868e5849
 import json,warnings
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from .core import check_name,results_dir,study_spec,write_csv,atomic_path
-from .metrics import class_report
+from .metrics import class_report,paired_bootstrap
 
 # %% ../nbs/10_report.ipynb #e77ee1d7
-place = ['role', 'model', 'teacher', 'balance', 'seed'] # of a run in a table
+place = ['role', 'model', 'teacher', 'balance', 'views', 'teaching', 'seed'] # of a run in a table
 
 def load_runs(
     study:str, # name of a study
@@ -26,7 +26,7 @@ def load_runs(
     "Records of a study, one profile"
     folder = results_dir(study, profile or 'cpu')
     rows = [json.loads(f.read_text()) for f in sorted((folder/'runs').glob('*.json')) if not f.name.endswith('.error.json')]
-    df = pd.DataFrame([{k: v for k,v in r.items() if k not in ('vocab', 'history')} for r in rows])
+    df = pd.DataFrame([dict(views=0, teaching='') | {k: v for k,v in r.items() if k not in ('vocab', 'history')} for r in rows]) # the oldest records have no views
     if len(df): df = df[df.profile==(profile or ('gpu' if (df.profile=='gpu').any() else 'cpu'))]
     if df.empty: raise FileNotFoundError(f"no records in {folder}: run `papermill nbs/run_all.ipynb results_quick/run_all.ipynb -p studies '[\"{study}\"]' -p profile {profile or 'cpu'}`")
     if df.dataset_sha256.nunique()>1: raise ValueError(f"{folder} holds records of several data sets ({', '.join(df.dataset.unique())}): move all but one away")
@@ -151,6 +151,11 @@ def teacher_table(
     return Table('teachers', 'Teachers', made_from(rows), data, _nice(text).rename(columns=dict(Valid_f1='F1 on valid')))
 
 # %% ../nbs/10_report.ipynb #4e3a8791
+def _interval(rows, others):
+    "Difference in macro F1 on test between two lists of runs, and its interval, by `paired_bootstrap`"
+    saved = [[np.load(results_dir(r.study, r.profile)/'preds'/f'{r.key}.npz') for r in o.sort_values('seed').itertuples()] for o in (rows, others)]
+    return paired_bootstrap(*([f['test_logits'].astype(np.float32) for f in o] for o in saved), saved[0][0]['test_targets'])
+
 def reproduction_table(
     runs:pd.DataFrame, # from `load_runs`
     source, # rows of (teacher, balance, student, distilled, accuracy, precision, recall, f1), as in the study's TOML file
@@ -162,11 +167,13 @@ def reproduction_table(
     ours,rows = gains(runs, metric).rename(columns=dict(model='student')),[]
     for key,g in ours.groupby(['teacher', 'balance', 'student']):
         theirs = src.loc[key][True]-src.loc[key][False] if key in src.index else np.nan
-        rows.append(dict(zip(src.index.names, key)) | dict(source=theirs, ours=g.gain.mean(), ours_sd=g.gain.std(ddof=1), difference=g.gain.mean()-theirs, text=show_number(g.gain.to_numpy(), sign=True)))
+        kd,alone = (pick(runs, role='student', teacher=t, balance=key[1], model=key[2]) for t in (key[0], ''))
+        _,low,high = _interval(kd, alone[alone.seed.isin(kd.seed)])
+        rows.append(dict(zip(src.index.names, key)) | dict(source=theirs, ours=g.gain.mean(), ours_sd=g.gain.std(ddof=1), low=low, high=high, difference=g.gain.mean()-theirs, text=show_number(g.gain.to_numpy(), sign=True)))
     data = pd.DataFrame(rows)
-    text = data.assign(source=data.source.map('{:+.2f}'.format), ours=data.text, difference=data.difference.map('{:+.3f}'.format)).drop(columns=['ours_sd', 'text'])
+    text = data.assign(source=data.source.map('{:+.2f}'.format), ours=data.text, interval=[f'[{r.low:+.3f}, {r.high:+.3f}]' for r in data.itertuples()], difference=data.difference.map('{:+.3f}'.format)).drop(columns=['ours_sd', 'low', 'high', 'text'])
     text = _nice(text).rename(columns=dict(Source=f"Source's gain in {nice[metric]}", Ours='Our gain'))
-    return Table('reproduction', 'Gain from distillation: the source and ours', made_from(runs)+' The source names neither its images nor its seeds.', data.drop(columns='text'), text)
+    return Table('reproduction', 'Gain from distillation: the source and ours', made_from(runs)+' Interval: of our gain, 95 %, by a paired bootstrap over test images and seeds. The source names neither its images nor its seeds.', data.drop(columns='text'), text)
 
 # %% ../nbs/10_report.ipynb #4b45e11d
 def _axes(title, ylabel, width=7.):
@@ -244,15 +251,60 @@ def class_figure(
     ax.set_xlabel('F1 (test)'); ax.set_ylabel(''); ax.legend(title='', fontsize=8, bbox_to_anchor=(1.01, 1), loc='upper left'); _warning(ax, runs)
     return fig
 
+# %% ../nbs/10_report.ipynb #3f72cba6
+def variant_table(
+    runs:pd.DataFrame, # from `load_runs`
+    variants # list of dicts of fields, as in the study's TOML file
+) -> Table: # rows: alone, then student × variant, with the difference to the last variant
+    "Students of a study in each of its variants"
+    rows,fields = [],list(dict.fromkeys(k for v in variants for k in v))
+    for model,s in runs[runs.role=='student'].groupby('model'):
+        last = pick(s[s.teacher!=''], **dict(teaching='') | variants[-1])
+        for v in [None, *variants]:
+            g = s[s.teacher==''] if v is None else pick(s[s.teacher!=''], **dict(teaching='') | v)
+            if list(g.seed)!=list(last.seed): raise LookupError(f'the seeds on record are {list(g.seed)} and {list(last.seed)}: finish the study first')
+            diff = (0., 0., 0.) if v is variants[-1] else _interval(g, last)
+            rows.append(dict(student=model, KD='no' if v is None else 'yes') | {k: (v or {}).get(k, '') for k in fields} | dict(zip(('difference', 'low', 'high'), diff)) |
+                        dict(f1_mean=g.f1.mean(), f1_sd=g.f1.std(ddof=1), seeds=len(g), train_s=g.train_s.mean(), text=show_number(g.f1.to_numpy())))
+    data = pd.DataFrame(rows)
+    text = data[['student', 'KD', *fields]].assign(f1=data.text, difference=[f'{r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}]' if r.high>r.low else '' for r in data.itertuples()], seconds=data.train_s.map('{:.0f}'.format))
+    caption = made_from(runs[runs.role=='student'])+' Difference: in F1, to the last row, with its 95 % interval by a paired bootstrap over images and seeds. Without a word on teaching, the teacher spoke from its cache. Seconds: of training, the making of the cache included where it was made.'
+    return Table('variants', 'Students by variant', caption, data.drop(columns='text'), _nice(text).rename(columns=dict(Kd='KD')))
+
+# %% ../nbs/10_report.ipynb #f44036d4
+def variant_figure(
+    runs:pd.DataFrame, # from `load_runs`
+    variants # list of dicts of fields, as in the study's TOML file
+):
+    "F1 of the students in each variant, a point a seed; returns the matplotlib figure"
+    s = runs[runs.role=='student']
+    named = [('alone', s[s.teacher==''])]+[(', '.join(o if isinstance(o, str) else f'{k} {o}' for k,o in v.items()), pick(s[s.teacher!=''], **dict(teaching='') | v)) for v in variants]
+    df = pd.concat([g.assign(variant=name) for name,g in named]).replace(nice)
+    fig,ax,sns = _axes('Students by variant', '')
+    sns.stripplot(df, x='f1', y='variant', hue='model', size=7, jitter=False, dodge=df.model.nunique()>1, ax=ax)
+    ax.set_xlabel('F1 (test)'); ax.legend(title='', bbox_to_anchor=(1.01, 1), loc='upper left'); _warning(ax, runs)
+    return fig
+
 # %% ../nbs/10_report.ipynb #8414f018
 def make_tables(
     study:str, # name of a study
     profile:str=None # as in `load_runs`
-) -> list[Table]: # teachers, students of each teacher and balance, reproduction
+) -> list[Table]: # teachers, students of each teacher and balance (or variant), reproduction
     "All tables of a study"
     runs,spec = load_runs(study, profile),study_spec(study)
+    if variants := spec['grid'].get('variants'): return [teacher_table(runs), variant_table(runs, variants)]
     tables = [teacher_table(runs), *(kd_table(runs, t, b) for t in spec['grid']['teachers'] for b in spec['grid']['balance'])]
     return tables + ([reproduction_table(runs, spec['source'])] if spec.get('source') else [])
+
+# %% ../nbs/10_report.ipynb #5c2aefad
+def make_figures(
+    study:str, # name of a study
+    profile:str=None # as in `load_runs`
+) -> dict: # name: matplotlib figure, the most important first
+    "All figures of a study"
+    runs,variants = load_runs(study, profile),study_spec(study)['grid'].get('variants')
+    figures = dict(variants=variant_figure(runs, variants)) if variants else dict(gain=gain_figure(runs), scores=score_figure(runs))
+    return figures | dict(teachers=curve_figure(study, runs), students=curve_figure(study, runs, 'student'))
 
 # %% ../nbs/10_report.ipynb #c9c69c9c
 def write_report(
@@ -266,9 +318,8 @@ def write_report(
     folder = results_dir(study, runs.profile[0])/('' if best else runs.profile[0]) # what the study's page shows stands on top
     tables = make_tables(study, profile)
     for t in tables: t.save(folder/'tables')
-    figures = dict(gain=gain_figure(runs), scores=score_figure(runs), teachers=curve_figure(study, runs), students=curve_figure(study, runs, 'student'))
     (folder/'figures').mkdir(parents=True, exist_ok=True)
-    for name,fig in figures.items():
+    for name,fig in make_figures(study, profile).items():
         for kind,meta in (('svg', dict(Date=None)), ('png', {})): fig.savefig(folder/'figures'/f'{name}.{kind}', metadata=meta, dpi=120)
         plt.close(fig)
     return tables

@@ -9,14 +9,15 @@ __all__ = ['Run', 'Study', 'load_study', 'make_runs', 'StopOnNaN', 'Ticker', 'pe
            'weights_path', 'fit_run', 'predict_logits', 'do_run', 'record_path', 'todo_runs', 'collect', 'run_study']
 
 # %% ../nbs/09_study.ipynb #3043b19b
-import contextlib,datetime,functools,gc,json,platform,resource,subprocess,time,traceback
+import contextlib,ctypes,datetime,functools,gc,json,platform,resource,subprocess,time,traceback
 from dataclasses import asdict,dataclass,field,fields,replace
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
+from fastcore.basics import patch
 from .balance import balance_plan,balances,class_weights
-from .cache import cache_teacher
+from .cache import MeanLogits,cache_teacher
 from .core import cache_dir,check_name,check_writable,default_device,device_name,file_sha256,progress,project_root,results_dir,seed_everything,stable_hash,study_spec,write_csv,write_json,write_npz
 from .data import image_store,take_fraction
 from .distill import KDCallback,make_learner
@@ -30,8 +31,9 @@ from .views import Views,view_dls
 # %% ../nbs/09_study.ipynb #39c4e76d
 def _check_run(run):
     "Raise `ValueError` for a value that no run can have"
-    for what,name,known in (('role', run.role, ('teacher', 'student')), ('model', run.model, list_models()), ('balance', run.balance, balances), ('mode', run.mode, [*modes, 'auto'])):
+    for what,name,known in (('role', run.role, ('teacher', 'student')), ('model', run.model, list_models()), ('balance', run.balance, balances), ('mode', run.mode, [*modes, 'auto']), ('teaching', run.teaching, ('', 'online', 'unmatched'))):
         check_name(name, known, what)
+    if run.teaching and not (run.views and run.teacher): raise ValueError(f'teaching={run.teaching!r}: this needs a teacher and views=1 or more')
     if run.teacher: get_loss(run.loss),check_temperature(run.temperature)
     for k,ok,range_ in (('size', run.size>=1, '1 or more'), ('views', run.views>=0, '0 or more'), ('epochs', run.epochs>=1, '1 or more'), ('bs', run.bs>=2, '2 or more'), ('fraction', 0<run.fraction<=1, 'above 0, at most 1'),
                         ('alpha', 0<=run.alpha<=1, 'between 0 and 1'), ('seed', isinstance(run.seed, int) and 0<=run.seed<2**32, 'a whole number from 0')):
@@ -62,18 +64,22 @@ class Run:
     temperature:float = 0.  # of the distillation; 0 without
     alpha:float = 0.        # weight of the distillation term; 0 without
     views:int = 0           # replayed views of each picture, for which the teacher is asked once; 0: fastai's augmentation, teacher online
+    teaching:str = ''       # with views: '' from the cache, "online" at each step, "unmatched" by the answer to view 0, whatever view is shown
 
     def __post_init__(self):
         for f in fields(self):
             if f.type in (float, 'float'): object.__setattr__(self, f.name, float(getattr(self, f.name))) # 1 and 1.0 are one run
         _check_run(self)
 
-    @property
-    def key(self):
-        file = {} if self.weights in ('none', 'imagenet') else dict(weights=file_sha256(self.weights)) # what is in it, not where it lies
-        decides = {k: v for k,v in asdict(self).items() if k!='views' or v} # records from before there were views keep their keys
-        return stable_hash(decides | file)
-    def __str__(self): return ' '.join(filter(None, (self.role, self.model, f'← {self.teacher}' if self.teacher else '', self.balance, f'seed {self.seed}')))
+    def __str__(self): return ' '.join(filter(None, (self.role, self.model, f'← {self.teacher}' if self.teacher else '', self.teaching, self.balance, f'seed {self.seed}')))
+
+# %% ../nbs/09_study.ipynb #6a6bfbb0
+@patch(as_prop=True)
+def key(self:Run) -> str: # 12 hexadecimal digits
+    "Short hash of what decides the outcome"
+    file = {} if self.weights in ('none', 'imagenet') else dict(weights=file_sha256(self.weights)) # what is in it, not where it lies
+    decides = {k: v for k,v in asdict(self).items() if k not in ('views', 'teaching') or v} # records from before there were these keep their keys
+    return stable_hash(decides | file)
 
 # %% ../nbs/09_study.ipynb #ef224d28
 @dataclass
@@ -121,7 +127,7 @@ def make_runs(
         for b in g['balance']:
             taught = [Run(**base | dict(role='teacher', model=m, balance=b) | study.teacher) for m in g['teachers']]
             plain = [Run(**base | dict(role='student', model=m, balance=b) | study.student) for m in g['students']]
-            distilled = [replace(s, teacher=t.model, teacher_key=t.key, **study.kd) for t in taught for s in plain]
+            distilled = [replace(s, teacher=t.model, teacher_key=t.key, **study.kd | v) for v in g.get('variants', [{}]) for t in taught for s in plain]
             runs += taught+plain+distilled
     order = {'teacher': 0, 'student': 1}
     return sorted(dict.fromkeys(runs), key=lambda r: (r.seed, order[r.role]))
@@ -142,6 +148,11 @@ class Ticker(Callback):
     def after_batch(self): self.tick(1/(self.n_epoch*self.n_iter))
 
 # %% ../nbs/09_study.ipynb #5f51b28d
+def _free_memory():
+    "Give the system back what is not in use, which glibc would keep for later"
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError): ctypes.CDLL(None).malloc_trim(0)
+
 def _reset_peak():
     with contextlib.suppress(OSError): Path('/proc/self/clear_refs').write_text('5')
 
@@ -174,13 +185,21 @@ def weights_path(
     "Where the weights of a finished run are kept"
     return cache_dir('weights')/f'{key}.safetensors'
 
+class _FirstView(MeanLogits):
+    "What a teacher said of view 0, whichever is shown: the mistake of caches without replay, for comparison"
+    def __call__(self, keys, view): return super().__call__(keys, 0)
+
 def _teacher_callback(run, dls, device):
     "Distillation as a run says, from the teacher's cache if views are replayed; its seconds start with those of the cache"
     if not (file := weights_path(run.teacher_key)).exists(): raise FileNotFoundError(f'no weights of the teacher {run.teacher} ({run.teacher_key}): its run failed')
     teacher = create_model(run.teacher, len(dls.vocab), weights=file)
     mode = fast_mode(run.teacher, run.size, device, train=False) if run.mode=='auto' else run.mode
     start = time.perf_counter()
-    kd = KDCallback(cache_teacher(teacher, dls, mode=mode) if run.views else teacher, run.loss, run.temperature, run.alpha, mode=mode)
+    if run.views and run.teaching!='online':
+        teacher = cache_teacher(teacher, dls, mode=mode)
+        _free_memory() # of the teacher
+        if run.teaching=='unmatched': teacher = _FirstView([teacher])
+    kd = KDCallback(teacher, run.loss, run.temperature, run.alpha, mode=mode)
     kd.seconds += time.perf_counter()-start
     return kd
 
@@ -229,7 +248,7 @@ def do_run(
     "Train a run, save weights and predictions, and last of all the record"
     device = device or default_device()
     weights_path(run.key).unlink(missing_ok=True) # of an earlier try
-    gc.collect(); _reset_peak()
+    _free_memory(),_reset_peak()
     start = time.perf_counter()
     learn,kd,n = fit_run(run, store, device, cbs)
     train_s = time.perf_counter()-start

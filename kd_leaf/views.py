@@ -118,31 +118,21 @@ class ViewLoader(StoreLoader):
         super().__init__(dataset, **kwargs)
         self.views,self.keys,self.epochs,self.shown = views,dataset.plan.keys(dataset.store),0,None
 
-    def new(self, dataset=None, cls=None, **kwargs):
+    def new(self,
+        dataset=None, # another one; its own by default
+        cls=None, # kept for fastai
+        **kwargs # other arguments than its own
+    ):
+        "A loader like this one"
         return super().new(dataset, cls, **dict(views=self.views) | kwargs)
 
     @property
     def view(self): return self.epochs%self.views.n if self.views.n else self.epochs
 
-    def rows(self,
-        view:int # its number
-    ) -> np.ndarray: # positions in the plan, ascending
-        "Which pictures are shown in an epoch"
-        if self.n>=len(self.keys): return np.arange(len(self.keys))
-        return np.sort(np.argpartition(mix64(self.views.seed, self.keys, view, 8), self.n)[:self.n])
-
     def get_idxs(self):
         "Positions of an epoch"
         rows = self.rows(self.view).tolist()
         return self.rng.sample(rows, len(rows)) if self.shuffle else rows
-
-    def look(self,
-        ks, # (bs,) positions in the plan
-        view # number of the view, or (bs,) numbers
-    ) -> tuple: # TensorImage (bs, 3, size, size) float32 in [0, 1] on the device, TensorCategory (bs,)
-        "Views of chosen pictures, and their classes"
-        x,y = self.dataset.batch(ks)
-        return self.views(x.to(self.device or 'cpu'), self.keys[ks], view),y
 
     def create_batches(self,
         samps # positions in the plan
@@ -153,6 +143,24 @@ class ViewLoader(StoreLoader):
             self.shown = self.keys[ks],view
             yield self.look(ks, view)
         self.epochs += 1
+
+# %% ../nbs/02_views.ipynb #41591c42
+@patch
+def rows(self:ViewLoader,
+    view:int # its number
+) -> np.ndarray: # positions in the plan, ascending
+    "Which pictures are shown in an epoch"
+    if self.n>=len(self.keys): return np.arange(len(self.keys))
+    return np.sort(np.argpartition(mix64(self.views.seed, self.keys, view, 8), self.n)[:self.n])
+
+@patch
+def look(self:ViewLoader,
+    ks, # (bs,) positions in the plan
+    view # number of the view, or (bs,) numbers
+) -> tuple: # TensorImage (bs, 3, size, size) float32 in [0, 1] on the device, TensorCategory (bs,)
+    "Views of chosen pictures, and their classes"
+    x,y = self.dataset.batch(ks)
+    return self.views(x.to(self.device or 'cpu'), self.keys[ks], view),y
 
 # %% ../nbs/02_views.ipynb #69c5fe1d
 def view_dls(

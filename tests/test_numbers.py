@@ -15,7 +15,7 @@ def shown(nb):
     return [''.join(o['data']['text/markdown']) for c in nb.cells if c.cell_type == 'code' for o in c.outputs if 'data' in o and 'text/markdown' in o['data']]
 
 
-@pytest.mark.parametrize('name', ['index', '40_leaf'])
+@pytest.mark.parametrize('name', ['index', '40_leaf', '50_benchmark'])
 def test_stored_outputs_are_what_the_records_give(name):
     stored = nbformat.read(ROOT/f'nbs/{name}.ipynb', 4)
     fresh = NotebookClient(nbformat.read(ROOT/f'nbs/{name}.ipynb', 4), timeout=300, resources=dict(metadata=dict(path=ROOT/'nbs'))).execute()
@@ -52,7 +52,18 @@ def test_teachers_have_something_to_teach():
 
 def test_tables_on_disk_are_what_the_records_give():
     from kd_leaf.report import make_tables
-    for t in make_tables('leaf'): assert (RESULTS/f'tables/{t.name}.md').read_text() == t._repr_markdown_()+'\n'
+    for study in ('leaf', 'views'):
+        for t in make_tables(study): assert (ROOT/f'results/{study}/tables/{t.name}.md').read_text() == t._repr_markdown_()+'\n'
+
+
+def test_speed_promised():
+    "What is said of speed, from the rows of the benchmark: an epoch from the cache is cheap beside each peer's, and so is the whole"
+    from kd_leaf.bench_report import load_bench, ratio, whole_cost
+    rows = load_bench('epochs')
+    for peer, times in dict(timm=4.5, torchdistill=4.5, fasterai=8, fasterai_frozen=4.5, limit=1/1.1, fastai_alone=1/.8).items():
+        assert np.median(ratio(rows, peer, 'ours_cached')) >= times, peer
+    cost = whole_cost(rows, 4)/whole_cost(rows, 4)['ours_cached']
+    assert cost['timm'] >= 3 and cost['torchdistill'] >= 3 and cost['fasterai'] >= 5
 
 
 def test_paper_results_are_real():
