@@ -171,7 +171,7 @@ def reproduction_table(
         _,low,high = _interval(kd, alone[alone.seed.isin(kd.seed)])
         rows.append(dict(zip(src.index.names, key)) | dict(source=theirs, ours=g.gain.mean(), ours_sd=g.gain.std(ddof=1), low=low, high=high, difference=g.gain.mean()-theirs, text=show_number(g.gain.to_numpy(), sign=True)))
     data = pd.DataFrame(rows)
-    text = data.assign(source=data.source.map('{:+.2f}'.format), ours=data.text, interval=[f'[{r.low:+.3f}, {r.high:+.3f}]' for r in data.itertuples()], difference=data.difference.map('{:+.3f}'.format)).drop(columns=['ours_sd', 'low', 'high', 'text'])
+    text = data.assign(source=data.source.map('{:+.2f}'.format), ours=data.text, interval=[f'[{r.low:+.3f}, {r.high:+.3f}]' for r in data.itertuples()], difference=data.difference.map('{:+.3f}'.format))[['teacher', 'balance', 'student', 'source', 'ours', 'interval', 'difference']]
     text = _nice(text).rename(columns=dict(Source=f"Source's gain in {nice[metric]}", Ours='Our gain'))
     return Table('reproduction', 'Gain from distillation: the source and ours', made_from(runs)+' Interval: of our gain, 95 %, by a paired bootstrap over test images and seeds. The source names neither its images nor its seeds.', data.drop(columns='text'), text)
 
