@@ -37,7 +37,7 @@ def ratio(
 def _made(rows):
     one = lambda k: ', '.join(map(str, rows[k].unique()))
     return (f"{one('dataset')} at {one('size')} px, batches of {one('bs')}, {one('teacher')} teaches {one('student')}, {rows['round'].nunique()} rounds after one to warm up. "
-            f"Made on {one('device')}, {one('threads')} threads, torch {one('torch')}, commit {one('commit')}{' with uncommitted changes' if rows.dirty.any() else ''}.")
+            f"Made on {one('device')}, torch {one('torch')}, commit {one('commit')}{' with uncommitted changes' if rows.dirty.any() else ''}.")
 
 def _who(g): return f'{g.what.iloc[0]} ({g.version.iloc[0]})' if g.version.iloc[0] else g.what.iloc[0]
 

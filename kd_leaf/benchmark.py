@@ -24,7 +24,7 @@ from .fetch import find_images
 from .loaders import Plan,leaf_transforms
 from .losses import soft_target_loss
 from .models import create_model,save_weights
-from .speed import fast_mode,set_mode
+from .speed import fast_mode,keep_memory,set_mode
 from .study import load_study,make_runs,peak_rss_mb,provenance,weights_path
 from .views import Views,view_dls
 from fastai.callback.core import Callback,CancelValidException
@@ -78,6 +78,7 @@ class Parts:
         "A model on the device, in its mode"
         m = create_model(name, len(self.store.vocab), weights).to(self.bench.device)
         mode = fast_mode(name, self.bench.size, self.bench.device, train) if self.mode=='auto' else self.mode
+        if self.mode=='auto': keep_memory() # as `make_learner` does; peers do not
         return m,mode,set_mode(m, mode)
 
     def student(self):
@@ -101,7 +102,7 @@ def contender(
 
 def _loop(p, loader, model, step):
     "One epoch of a bare training loop"
-    opt = torch.optim.AdamW(model.parameters(), lr=p.bench.lr)
+    opt = torch.optim.AdamW(model.parameters(), lr=p.bench.lr, fused=True)
     def epoch():
         for xb,yb in loader:
             step(torch.Tensor(xb), torch.as_tensor(yb)).backward()
@@ -114,7 +115,7 @@ class TrainOnly(Callback):
 
 def _learners(p, dls, cbs=lambda: []):
     "One epoch of fastai Learners, training only"
-    learns = [Learner(dls, p.student(), loss_func=CrossEntropyLossFlat(), opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), cbs=[TrainOnly(), *p.cbs, *cbs()]) for _ in range(p.bench.students)]
+    learns = [Learner(dls, p.student(), loss_func=CrossEntropyLossFlat(), opt_func=partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True)), cbs=[TrainOnly(), *p.cbs, *cbs()]) for _ in range(p.bench.students)]
     def epoch():
         for learn in learns:
             with learn.no_bar(), learn.no_logging(): learn.fit(1, p.bench.lr)
@@ -222,7 +223,7 @@ def _torchdistill(b, frozen):
     kd = dict(key='KDLoss', kwargs=dict(student_module_path='.', student_module_io='output', teacher_module_path='.', teacher_module_io='output', temperature=b.temperature, alpha=b.alpha, reduction='batchmean'))
     loader = dict(sampler=dict(class_or_func=RandomSampler, kwargs={}))
     cfg = dict(num_epochs=1, train_data_loader=dict(loader), val_data_loader=dict(loader), teacher=side | (dict(requires_grad=False) if frozen else {}), student=dict(side),
-               optimizer=dict(key='AdamW', kwargs=dict(lr=b.lr)), criterion=dict(key='WeightedSumLoss', kwargs=dict(sub_terms=dict(kd=dict(criterion=kd, weight=1.)))))
+               optimizer=dict(key='AdamW', kwargs=dict(lr=b.lr, fused=True)), criterion=dict(key='WeightedSumLoss', kwargs=dict(sub_terms=dict(kd=dict(criterion=kd, weight=1.)))))
     teacher = p.teacher()
     box = get_distillation_box(teacher.eval() if frozen else teacher, p.student(), {}, cfg, torch.device(b.device), None, False, 1)
     box.train_data_loader = p.dls.train

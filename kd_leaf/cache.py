@@ -12,7 +12,7 @@ import hashlib,json,time
 from pathlib import Path
 import numpy as np, torch
 from .core import cache_dir,check_writable,file_sha256,progress,stable_hash,write_json
-from .speed import set_mode
+from .speed import keep_memory,set_mode
 from .views import ViewLoader,mix64
 from fastai.callback.schedule import Learner
 from fastcore.basics import patch
@@ -138,6 +138,7 @@ def cache_teacher(
     "Ask a teacher about every view that is shown, once; `ValueError` if the folder holds something else"
     mode = mode or getattr(teacher, 'mode', 'fp32')
     if isinstance(teacher, Learner): teacher = teacher.model
+    keep_memory()
     want = _made_from(dls, teacher)
     folder = Path(folder or cache_dir('logits')/stable_hash(want, 16))
     check_writable(folder)

@@ -20,7 +20,7 @@ from .cache import MeanLogits,TeacherLogits
 from .core import seed_everything
 from .losses import check_temperature,get_loss
 from .models import create_model
-from .speed import fast_mode,set_mode
+from .speed import fast_mode,keep_memory,set_mode
 
 # %% ../nbs/06_distill.ipynb #7c2d999a
 class KDCallback(Callback):
@@ -44,6 +44,7 @@ class KDCallback(Callback):
 @patch
 def before_fit(self:KDCallback):
     "Check the classes, move the teacher to the device, add two columns to the log"
+    keep_memory()
     if self.teacher is self.learn.model: raise ValueError('teacher and student are the same module: make two')
     if self.cached: self.check_cache()
     else: set_mode(self.teacher.to(self.dls.device), self.mode)
@@ -110,6 +111,7 @@ def make_learner(
     if mode=='auto': mode = fast_mode(model, dls.one_batch()[0].shape[-1], str(dls.device)) if isinstance(model, str) else 'fp32'
     model = create_model(model, len(dls.vocab), weights) if isinstance(model, str) else model
     loss = CrossEntropyLossFlat(weight=None if class_weights is None else class_weights.to(dls.device))
+    keep_memory()
     learn = Learner(dls, model, loss_func=loss, metrics=[accuracy, F1Score(average='macro')])
     learn.mode = mode
     learn.add_cbs([*set_mode(model, mode), *(cbs or [])])

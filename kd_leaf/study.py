@@ -151,7 +151,7 @@ class Ticker(Callback):
 def _free_memory():
     "Give the system back what is not in use, which glibc would keep for later"
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError): ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError, AttributeError, TypeError): ctypes.CDLL(None).malloc_trim(0)
 
 def _reset_peak():
     with contextlib.suppress(OSError): Path('/proc/self/clear_refs').write_text('5')
