@@ -59,9 +59,9 @@ def whole_cost(
     students:int, # taught by one teacher
     epochs:int=20 # of each
 ) -> pd.Series: # seconds by contender
-    "Seconds that teaching several students takes, the cache included"
+    "Seconds that teaching several students takes, the cache and a slow first epoch (compiling, say) included"
     g = rows.groupby('contender')
-    return g.build_s.median()+students*epochs*g.seconds.median()
+    return g.build_s.median()+g.first_s.median()+(students*epochs-1)*g.seconds.median()
 
 def cost_table(
     rows:pd.DataFrame, # from `load_bench('epochs')`

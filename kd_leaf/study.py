@@ -57,7 +57,7 @@ class Run:
     fraction:float = 1.     # share of the training labels, stratified
     start_size:int = 0      # pixels a side in the first epochs; 0: full size throughout
     weights:str = 'none'    # "none", "imagenet" or a file
-    mode:str = 'auto'       # "fp32", "fp32_cl", "bf16", or "auto": the fastest here
+    mode:str = 'auto'       # "fp32", "fp32_cl", "bf16", "compiled", or "auto": the fastest of the first three here
     teacher:str = ''        # name of the teacher's model; empty: no distillation
     teacher_key:str = ''    # key of the teacher's run
     loss:str = ''           # distillation loss, from `losses`
