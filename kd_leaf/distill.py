@@ -28,7 +28,7 @@ class KDCallback(Callback):
     run_valid,order = False,51 # after Recorder, before the progress bar reads its names
     def __init__(self,
         teacher, # module or Learner that gives logits (bs, n_classes) for the student's batch, or a cache: `TeacherLogits`, `MeanLogits`
-        loss='soft_target', # name in `losses`, or a function of (student_logits, teacher_logits, temperature)
+        loss='soft_target', # name in `losses`, or a function of (student_logits, teacher_logits, temperature), and of targets if it has such an argument
         temperature:float=4., # above 0, for losses that use it
         alpha:float=.5, # weight of the distillation term, in [0, 1]; 1-alpha weighs the cross-entropy
         mode:str='fp32' # mode the teacher runs in: "fp32", "fp32_cl" or "bf16"
@@ -76,27 +76,34 @@ def after_train(self:KDCallback):
 def teacher_logits(self:KDCallback,
     xb # (bs, 3, H, W), the batch that the student sees
 ) -> torch.Tensor: # (bs, n_classes), float32, no gradient
-    "What the teacher says of a batch: from the cache, or in eval mode, under inference_mode"
-    if self.cached: return self.teacher(*self.dls.train.shown).to(xb.device)
-    self.teacher.eval()
-    with torch.inference_mode(), torch.autocast(xb.device.type, torch.bfloat16, enabled=self.mode=='bf16'): out = self.teacher(xb)
-    return out.float().clone()
+    "What the teacher says of a batch: from the cache, or in eval mode, under inference_mode; its seconds are counted"
+    sync = torch.cuda.synchronize if xb.is_cuda else lambda: None # else the clock would measure the student, or nothing
+    sync(); start = time.perf_counter()
+    if self.cached: out = self.teacher(*self.dls.train.shown).to(xb.device)
+    else:
+        self.teacher.eval()
+        with torch.inference_mode(), torch.autocast(xb.device.type, torch.bfloat16, enabled=self.mode=='bf16'): out = self.teacher(xb)
+        out = out.float().clone()
+    sync()
+    self.seconds += time.perf_counter()-start
+    return out
+
+@patch
+def term(self:KDCallback) -> torch.Tensor: # scalar
+    "The distillation term of this batch; `ValueError` if the teacher has another number of classes"
+    logits = self.teacher_logits(self.xb[0])
+    if logits.shape!=self.pred.shape: raise ValueError(f'the teacher gives {logits.shape[1]} classes, the student {self.pred.shape[1]}: train a teacher on the same classes')
+    return self.kd_func(self.pred, logits, self.temperature, self.yb[0])
 
 @patch
 def after_loss(self:KDCallback):
     "Mix the distillation term into the loss that the student is to minimise"
-    sync = torch.cuda.synchronize if self.xb[0].is_cuda else lambda: None # else the clock would measure the student, or nothing
-    sync(); start = time.perf_counter()
-    logits = self.teacher_logits(self.xb[0])
-    sync()
-    self.seconds += time.perf_counter()-start
-    if logits.shape!=self.pred.shape:
-        raise ValueError(f'the teacher gives {logits.shape[1]} classes, the student {self.pred.shape[1]}: train a teacher on the same classes')
-    kd,hard = self.kd_func(self.pred, logits, self.temperature),self.learn.loss.detach()
+    kd,hard = self.term(),self.learn.loss.detach()
     scale = torch.where(hard==0, torch.ones_like(hard), self.learn.loss_grad.detach()/hard) # GradientAccumulation has scaled loss_grad
     self.learn.loss_grad = self.alpha*kd*scale+(1-self.alpha)*self.learn.loss_grad
     self.learn.loss = self.alpha*kd.detach()+(1-self.alpha)*hard
-    self.sums,self.seen = self.sums+len(logits)*torch.stack([kd.detach(), hard]),self.seen+len(logits)
+    n = len(self.pred)
+    self.sums,self.seen = self.sums+n*torch.stack([kd.detach(), hard]),self.seen+n
 
 # %% ../nbs/06_distill.ipynb #b66399d0
 def make_learner(

@@ -7,7 +7,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/report.html.md"""
 # %% auto #0
 __all__ = ['place', 'scores_shown', 'nice', 'load_runs', 'pick', 'show_number', 'value', 'gains', 'gain', 'made_from', 'Table',
            'kd_table', 'teacher_table', 'reproduction_table', 'gain_figure', 'score_figure', 'curve_figure',
-           'class_figure', 'variant_table', 'variant_figure', 'make_tables', 'make_figures', 'write_report']
+           'class_figure', 'variant_table', 'variant_figure']
 
 # %% ../nbs/10_report.ipynb #868e5849
 import json,warnings
@@ -21,13 +21,14 @@ place = ['role', 'model', 'teacher', 'balance', 'views', 'teaching', 'seed'] # o
 
 def load_runs(
     study:str, # name of a study
-    profile:str=None # "quick", "cpu" or "gpu"; by default "gpu" where there is any such run, else "cpu"
+    profile:str=None, # "quick", "cpu" or "gpu"; by default "gpu" where there is any such run, else "cpu"
+    ensembles:bool=False # those of the selectors, instead of teachers' and students'
 ) -> pd.DataFrame: # one row a run; `FileNotFoundError` if there are none
     "Records of a study, one profile"
     folder = results_dir(study, profile or 'cpu')
     rows = [json.loads(f.read_text()) for f in sorted((folder/'runs').glob('*.json')) if not f.name.endswith('.error.json')]
     df = pd.DataFrame([dict(views=0, teaching='') | {k: v for k,v in r.items() if k not in ('vocab', 'history')} for r in rows]) # the oldest records have no views
-    if len(df): df = df[df.profile==(profile or ('gpu' if (df.profile=='gpu').any() else 'cpu'))]
+    if len(df): df = df[((df.role=='ensemble')==ensembles) & (df.profile==(profile or ('gpu' if (df.profile=='gpu').any() else 'cpu')))]
     if df.empty: raise FileNotFoundError(f"no records in {folder}: run `papermill nbs/run_all.ipynb results_quick/run_all.ipynb -p studies '[\"{study}\"]' -p profile {profile or 'cpu'}`")
     if df.dataset_sha256.nunique()>1: raise ValueError(f"{folder} holds records of several data sets ({', '.join(df.dataset.unique())}): move all but one away")
     df = df.sort_values('date')
@@ -130,6 +131,11 @@ nice = dict(densenet121='DenseNet121', resnet101='ResNet101', resnet50='ResNet50
 
 def _nice(df): return df.rename(columns=lambda c: nice.get(c, c.capitalize())).replace(nice)
 
+def _interval(rows, others):
+    "Difference in macro F1 on test between two lists of runs, and its interval, by `paired_bootstrap`"
+    saved = [[np.load(results_dir(r.study, r.profile)/'preds'/f'{r.key}.npz') for r in o.sort_values('seed').itertuples()] for o in (rows, others)]
+    return paired_bootstrap(*([f['test_logits'].astype(np.float32) for f in o] for o in saved), saved[0][0]['test_targets'])
+
 def kd_table(
     runs:pd.DataFrame, # from `load_runs`
     teacher:str, # model
@@ -140,7 +146,10 @@ def kd_table(
     if rows.empty: raise LookupError(f'no students with balance={balance!r}')
     rows = rows.assign(student=rows.model, KD=np.where(rows.teacher=='', 'no', 'yes'))
     data,text = _aggregate(rows, ['student', 'KD'], scores_shown)
-    return Table(f'{teacher}_{balance}', f'Students of {nice.get(teacher, teacher)}, {nice.get(balance, balance)}', made_from(rows), data, _nice(text).rename(columns=dict(Kd='KD')))
+    for s,g in rows.groupby('student'):
+        kd,alone = g[g.KD=='yes'],g[g.KD=='no']
+        if list(kd.seed)==list(alone.seed) and _interval(kd, alone).low>0: text.loc[(text.student==s) & (text.KD=='yes'), 'f1'] += '*'
+    return Table(f'{teacher}_{balance}', f'Students of {nice.get(teacher, teacher)}, {nice.get(balance, balance)}', made_from(rows)+' * better in F1 than alone: the 95 % interval of the difference lies above zero.', data, _nice(text).rename(columns=dict(Kd='KD')))
 
 def teacher_table(
     runs:pd.DataFrame # from `load_runs`
@@ -151,11 +160,6 @@ def teacher_table(
     return Table('teachers', 'Teachers', made_from(rows), data, _nice(text).rename(columns=dict(Valid_f1='F1 on valid')))
 
 # %% ../nbs/10_report.ipynb #4e3a8791
-def _interval(rows, others):
-    "Difference in macro F1 on test between two lists of runs, and its interval, by `paired_bootstrap`"
-    saved = [[np.load(results_dir(r.study, r.profile)/'preds'/f'{r.key}.npz') for r in o.sort_values('seed').itertuples()] for o in (rows, others)]
-    return paired_bootstrap(*([f['test_logits'].astype(np.float32) for f in o] for o in saved), saved[0][0]['test_targets'])
-
 def reproduction_table(
     runs:pd.DataFrame, # from `load_runs`
     source, # rows of (teacher, balance, student, distilled, accuracy, precision, recall, f1), as in the study's TOML file
@@ -168,7 +172,7 @@ def reproduction_table(
     for key,g in ours.groupby(['teacher', 'balance', 'student']):
         theirs = src.loc[key][True]-src.loc[key][False] if key in src.index else np.nan
         kd,alone = (pick(runs, role='student', teacher=t, balance=key[1], model=key[2]) for t in (key[0], ''))
-        _,low,high = _interval(kd, alone[alone.seed.isin(kd.seed)])
+        _,low,high,_ = _interval(kd, alone[alone.seed.isin(kd.seed)])
         rows.append(dict(zip(src.index.names, key)) | dict(source=theirs, ours=g.gain.mean(), ours_sd=g.gain.std(ddof=1), low=low, high=high, difference=g.gain.mean()-theirs, text=show_number(g.gain.to_numpy(), sign=True)))
     data = pd.DataFrame(rows)
     text = data.assign(source=data.source.map('{:+.2f}'.format), ours=data.text, interval=[f'[{r.low:+.3f}, {r.high:+.3f}]' for r in data.itertuples()], difference=data.difference.map('{:+.3f}'.format))[['teacher', 'balance', 'student', 'source', 'ours', 'interval', 'difference']]
@@ -284,42 +288,3 @@ def variant_figure(
     sns.stripplot(df, x='f1', y='variant', hue='model', size=7, jitter=False, dodge=df.model.nunique()>1, ax=ax)
     ax.set_xlabel('F1 (test)'); ax.legend(title='', bbox_to_anchor=(1.01, 1), loc='upper left'); _warning(ax, runs)
     return fig
-
-# %% ../nbs/10_report.ipynb #8414f018
-def make_tables(
-    study:str, # name of a study
-    profile:str=None # as in `load_runs`
-) -> list[Table]: # teachers, students of each teacher and balance (or variant), reproduction
-    "All tables of a study"
-    runs,spec = load_runs(study, profile),study_spec(study)
-    if variants := spec['grid'].get('variants'): return [teacher_table(runs), variant_table(runs, variants)]
-    tables = [teacher_table(runs), *(kd_table(runs, t, b) for t in spec['grid']['teachers'] for b in spec['grid']['balance'])]
-    return tables + ([reproduction_table(runs, spec['source'])] if spec.get('source') else [])
-
-# %% ../nbs/10_report.ipynb #5c2aefad
-def make_figures(
-    study:str, # name of a study
-    profile:str=None # as in `load_runs`
-) -> dict: # name: matplotlib figure, the most important first
-    "All figures of a study"
-    runs,variants = load_runs(study, profile),study_spec(study)['grid'].get('variants')
-    figures = dict(variants=variant_figure(runs, variants)) if variants else dict(gain=gain_figure(runs), scores=score_figure(runs))
-    return figures | dict(teachers=curve_figure(study, runs), students=curve_figure(study, runs, 'student'))
-
-# %% ../nbs/10_report.ipynb #c9c69c9c
-def write_report(
-    study:str, # name of a study
-    profile:str=None # as in `load_runs`
-) -> list[Table]:
-    "Write all tables (Markdown, CSV) and figures (SVG, PNG) of a study beside its records"
-    import matplotlib.pyplot as plt
-    runs = load_runs(study, profile)
-    best = runs.profile[0]=='quick' or runs.profile[0]==load_runs(study).profile[0]
-    folder = results_dir(study, runs.profile[0])/('' if best else runs.profile[0]) # what the study's page shows stands on top
-    tables = make_tables(study, profile)
-    for t in tables: t.save(folder/'tables')
-    (folder/'figures').mkdir(parents=True, exist_ok=True)
-    for name,fig in make_figures(study, profile).items():
-        for kind,meta in (('svg', dict(Date=None)), ('png', {})): fig.savefig(folder/'figures'/f'{name}.{kind}', metadata=meta, dpi=120)
-        plt.close(fig)
-    return tables

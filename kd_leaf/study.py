@@ -95,6 +95,7 @@ class Study:
     teacher:dict   # fields of every teacher's run
     student:dict   # fields of every student's run
     kd:dict        # fields of every distilled run
+    selector:dict = field(default_factory=dict) # fields of every selector
     source:list = field(default_factory=list) # rows of the table that the study reproduces
 
     @property
@@ -110,7 +111,7 @@ def load_study(
     spec = study_spec(name)
     profiles = spec.pop('profile')
     own = profiles[check_name(profile, profiles, 'profile')]
-    for k in ('teacher', 'student', 'kd', 'grid'): spec[k] = spec.get(k, {}) | own.pop(k, {})
+    for k in ('teacher', 'student', 'kd', 'selector', 'grid'): spec[k] = spec.get(k, {}) | own.pop(k, {})
     spec = spec | own | dict(profile=profile)
     if seeds: spec['seeds'] = list(seeds)
     return Study(**spec)

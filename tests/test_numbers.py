@@ -51,7 +51,7 @@ def test_teachers_have_something_to_teach():
 
 
 def test_tables_on_disk_are_what_the_records_give():
-    from kd_leaf.report import make_tables
+    from kd_leaf.tables import make_tables
     for study in ('leaf', 'views'):
         for t in make_tables(study): assert (ROOT/f'results/{study}/tables/{t.name}.md').read_text() == t._repr_markdown_()+'\n'
 
