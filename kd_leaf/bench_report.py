@@ -8,6 +8,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/bench_report.html.md"""
 __all__ = ['load_bench', 'ratio', 'bench_table', 'whole_cost', 'cost_table', 'growth_table', 'bench_figure', 'write_bench_report']
 
 # %% ../nbs/10a_bench_report.ipynb #1073c25d
+import textwrap
 import numpy as np, pandas as pd
 from .core import results_dir
 from .report import Table
@@ -94,12 +95,12 @@ def bench_figure(
     "Times the epoch of the cached student, by contender; returns the matplotlib figure"
     import matplotlib.pyplot as plt, seaborn as sns
     sns.set_theme(style='whitegrid', palette='colorblind', rc={'figure.dpi': 80, 'svg.hashsalt': 'kd_leaf'})
-    df = pd.concat([pd.DataFrame(dict(who=_who(g), times=ratio(rows, name, 'ours_cached'), kind='no teacher' if name in ('limit', 'fastai_alone') else 'ours' if name.startswith('ours') else 'others')) for name,g in rows.groupby('contender')])
+    df = pd.concat([pd.DataFrame(dict(who=textwrap.fill(_who(g), 44), times=ratio(rows, name, 'ours_cached'), kind='no teacher' if name in ('limit', 'fastai_alone') else 'ours' if name.startswith('ours') else 'others')) for name,g in rows.groupby('contender')])
     order = df.groupby('who').times.median().sort_values().index
-    fig,ax = plt.subplots(figsize=(8, .42*len(order)+1), layout='constrained')
+    fig,ax = plt.subplots(figsize=(8, .46*len(order)+1), layout='constrained')
     sns.barplot(df, x='times', y='who', hue='kind', order=order, estimator='median', errorbar=lambda o: (o.min(), o.max()), dodge=False, ax=ax)
-    ax.axvline(1, color='black', lw=.8); ax.set_xlabel('times the epoch of kd_leaf with its cache (median and range over rounds)'); ax.set_ylabel(''); ax.legend(title='')
-    ax.set_title('An epoch of distillation', fontsize=11)
+    ax.axvline(1, color='black', lw=.8); ax.set_xlabel('times our epoch with the cache'); ax.set_ylabel(''); ax.legend(title='', loc='upper right')
+    ax.set_title('An epoch of distillation: median and range over rounds', fontsize=11); ax.tick_params('y', labelsize=9)
     return fig
 
 # %% ../nbs/10a_bench_report.ipynb #e3c8c41b

@@ -169,6 +169,7 @@ def ours_compiled(
     os.environ['TORCHINDUCTOR_CACHE_DIR'] = tempfile.mkdtemp() # nothing compiled before may help
     return _cached(b, 'compiled')
 
+# %% ../nbs/50_benchmark.ipynb #af2f8639
 @contender
 def ours_online(
     b:Bench # the setting
@@ -323,4 +324,4 @@ def run_benchmark(
     return df
 
 # %% ../nbs/50_benchmark.ipynb #cbe4300f
-if __name__=='__main__': run_benchmark()
+if __name__=='__main__' and '__file__' in globals(): run_benchmark() # as a program, not in a notebook
