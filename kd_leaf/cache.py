@@ -12,7 +12,7 @@ import hashlib,json,time
 from pathlib import Path
 import numpy as np, torch
 from .core import cache_dir,check_writable,file_sha256,progress,stable_hash,write_json
-from .speed import keep_memory,set_mode
+from .speed import free_memory,keep_memory,set_mode
 from .views import ViewLoader,mix64
 from fastai.callback.schedule import Learner
 from fastcore.basics import patch
@@ -132,12 +132,13 @@ def cache_teacher(
     dls, # loaders from `view_dls`: what the students will be shown
     folder=None, # where it is kept; by default a folder in the cache, named after what it is made from
     mode:str=None, # "fp32", "fp32_cl" or "bf16", as in `set_mode`; by default the Learner's, or "fp32"
-    bs:int=64, # pictures in a batch
-    chunk:int=8 # batches written at a time: what a kill can cost
+    bs:int=None, # pictures in a batch; by default 32 on a CPU, for memory's sake, and 256 elsewhere
+    chunk:int=16 # batches written at a time: what a kill can cost
 ) -> TeacherLogits:
     "Ask a teacher about every view that is shown, once; `ValueError` if the folder holds something else"
     mode = mode or getattr(teacher, 'mode', 'fp32')
     if isinstance(teacher, Learner): teacher = teacher.model
+    bs = bs or (32 if dls.device.type=='cpu' else 256)
     keep_memory()
     want = _made_from(dls, teacher)
     folder = Path(folder or cache_dir('logits')/stable_hash(want, 16))
@@ -156,6 +157,7 @@ def cache_teacher(
             write_json(note, header)
         cache = TeacherLogits(folder)
         if not fresh: cache.verify(teacher, dls)
+    free_memory() # that the teacher needed
     return cache
 
 # %% ../nbs/05a_cache.ipynb #7ee77cba

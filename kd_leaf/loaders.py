@@ -182,7 +182,7 @@ def store_dls(
     n = min(epoch_size or len(plan), len(plan))
     tfms = lambda aug: [IntToFloatTensor(), *(leaf_transforms() if aug else []), Normalize.from_stats(*imagenet_stats)]
     train = StoreLoader(StoreDataset(store, plan), bs=bs, shuffle=True, n=n, drop_last=n>bs and n%bs==1, after_batch=tfms(augment))
-    rest = [StoreLoader(StoreDataset(store, Plan.of(store.where(s)), 1), bs=2*bs, after_batch=tfms(False)) for s in ('valid', 'test')]
+    rest = [StoreLoader(StoreDataset(store, Plan.of(store.where(s)), 1), bs=bs, after_batch=tfms(False)) for s in ('valid', 'test')]
     device = torch.device(device or default_device())
     for dl in (train, *rest): dl.dataset.to(device)
     return StoreDataLoaders(train, *rest, device=device)

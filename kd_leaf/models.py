@@ -25,7 +25,7 @@ def cnn4(
 ) -> nn.Module: # takes (bs, 3, H, W), H and W of 16 or more
     "The source study's small student: four convolutions with batch norm, global pooling, one linear layer"
     chans = [3, width, 2*width, 3*width, 4*width]
-    block = lambda i,o: nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+    block = lambda i,o: nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.MaxPool2d(2), nn.ReLU(inplace=True))
     return nn.Sequential(*map(block, chans[:-1], chans[1:]), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(chans[-1], n_classes))
 
 # %% ../nbs/04_models.ipynb #07874d9c

@@ -9,7 +9,7 @@ __all__ = ['Run', 'Study', 'load_study', 'make_runs', 'StopOnNaN', 'Ticker', 'pe
            'weights_path', 'fit_run', 'predict_logits', 'do_run', 'record_path', 'todo_runs', 'collect', 'run_study']
 
 # %% ../nbs/09_study.ipynb #3043b19b
-import contextlib,ctypes,datetime,functools,gc,json,platform,resource,subprocess,time,traceback
+import contextlib,datetime,functools,json,platform,resource,subprocess,time,traceback
 from dataclasses import asdict,dataclass,field,fields,replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from .loaders import store_dls
 from .losses import check_temperature,get_loss
 from .metrics import scores
 from .models import create_model,list_models,n_flops,n_params,save_weights
-from .speed import GrowImages,fast_mode,modes
+from .speed import GrowImages,fast_mode,free_memory,modes
 from .views import Views,view_dls
 
 # %% ../nbs/09_study.ipynb #39c4e76d
@@ -149,11 +149,6 @@ class Ticker(Callback):
     def after_batch(self): self.tick(1/(self.n_epoch*self.n_iter))
 
 # %% ../nbs/09_study.ipynb #5f51b28d
-def _free_memory():
-    "Give the system back what is not in use, which glibc would keep for later"
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError, TypeError): ctypes.CDLL(None).malloc_trim(0)
-
 def _reset_peak():
     with contextlib.suppress(OSError): Path('/proc/self/clear_refs').write_text('5')
 
@@ -198,7 +193,6 @@ def _teacher_callback(run, dls, device):
     start = time.perf_counter()
     if run.views and run.teaching!='online':
         teacher = cache_teacher(teacher, dls, mode=mode)
-        _free_memory() # of the teacher
         if run.teaching=='unmatched': teacher = _FirstView([teacher])
     kd = KDCallback(teacher, run.loss, run.temperature, run.alpha, mode=mode)
     kd.seconds += time.perf_counter()-start
@@ -249,7 +243,7 @@ def do_run(
     "Train a run, save weights and predictions, and last of all the record"
     device = device or default_device()
     weights_path(run.key).unlink(missing_ok=True) # of an earlier try
-    _free_memory(),_reset_peak()
+    free_memory(),_reset_peak()
     start = time.perf_counter()
     learn,kd,n = fit_run(run, store, device, cbs)
     train_s = time.perf_counter()-start
