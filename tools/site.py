@@ -3,6 +3,7 @@
     python tools/site.py            every page, into _site/
     python tools/site.py --readme   README.md, from nbs/index.ipynb
     python tools/site.py --check    exit 1 if README.md is not what --readme would write
+    python tools/site.py --paper    the leaf study as one HTML file and as PDF, into _paper/
 
 nbdev prepares the notebooks (it runs the exported cells, those with an import, and those marked `exec_doc`), pandoc renders them.
 """
@@ -285,13 +286,45 @@ def readme():
     return f'# {page.title}\n\n{note}\n\n{body}', {f'nbs/{k}': v for k, v in page.media.items()}
 
 
+def paper(out, name='40_leaf.ipynb'):
+    "A study's page as one HTML file that needs no other, and as PDF by Typst: code is left out, it stands in the notebook"
+    import typst
+    out, cfg, (page,) = Path(out), get_config(ROOT), [read_page(*o) for o in processed(name)]
+    parse(page, '', MARKDOWN + '-implicit_figures')
+    (out/'images').mkdir(parents=True, exist_ok=True)
+    for file, data in page.media.items(): (out/file).write_bytes(data)
+
+    def to(url, picture):
+        path, _, frag = url.partition('#')
+        if urlsplit(url).scheme or picture or not path: return url
+        if path.endswith('.ipynb'): return f'{cfg.doc_url}/{nbpath2html(Path(path)).name}' + (f'#{frag}' if frag else '')
+        return f'{cfg.git_url}/tree/{cfg.branch}/{file}' if (file := repo_path(path)) else url
+
+    def plain(x):
+        if x['t'] == 'CodeBlock' and 'python' in x['c'][0][1]: return []
+        if x['t'] == 'Div': return x['c'][1]
+        if x['t'] == 'Link' and x['c'][2][0].startswith('#'): return x['c'][1]
+    relink(page.tree['blocks'], to)
+    walk(page.tree['blocks'], plain)
+    tree, stem = json.dumps(page.tree), cfg.lib_name
+    meta = ['--metadata', f'title={page.title}', '--metadata', f'subtitle={page.about}']
+    html_text = pandoc(tree, '-f', 'json', '-t', 'html5', '--standalone', '--mathml', '--embed-resources', '--resource-path', str(out), '--css', str(Path(__file__).with_name('paper.css')), *meta)
+    (out/f'{stem}.html').write_text(html_text, encoding='utf-8')
+    source = pandoc(tree, '-f', 'json', '-t', 'typst', '--standalone', '--template', str(Path(__file__).with_name('paper.typ')), *meta)
+    (out/f'{stem}.typ').write_text(source, encoding='utf-8')
+    (out/f'{stem}.pdf').write_bytes(typst.compile(str(out/f'{stem}.typ'), root=str(out)))
+    return [out/f'{stem}.html', out/f'{stem}.pdf']
+
+
 def main():
     "The command line"
     parser = argparse.ArgumentParser(description='Build the documentation site, or the README')
     parser.add_argument('--out', default='_site', help='folder to build the site in; what it holds is replaced')
     parser.add_argument('--readme', action='store_true', help='write README.md instead')
     parser.add_argument('--check', action='store_true', help='only say, by exit status, whether README.md is up to date')
+    parser.add_argument('--paper', action='store_true', help='write the leaf study as one HTML file and as PDF, into _paper/')
     args, file = parser.parse_args(), ROOT/'README.md'
+    if args.paper: return print(*paper(ROOT/'_paper'))
     if not (args.readme or args.check): return print(f'{len(build(args.out))} pages in {args.out}/')
     text, pictures = readme()
     if args.check:
