@@ -41,19 +41,25 @@ class Ensemble(nn.Module):
 
 # %% ../nbs/07b_committee.ipynb #defca800
 @patch
-def forward(self:Ensemble, xb):
+def forward(self:Ensemble,
+    xb # (bs, 3, H, W), normalised as in training
+) -> torch.Tensor: # (bs, n_classes)
     "Log-probabilities (bs, n_classes), without gradient"
     with torch.inference_mode(): out = self.chosen(xb) if self.selector else self.together(xb)
     return out.clone()
 
 @patch
-def together(self:Ensemble, xb):
+def together(self:Ensemble,
+    xb # (bs, 3, H, W), normalised as in training
+) -> torch.Tensor: # (bs, n_classes)
     "All members, by the rule"
     logits = torch.stack([m(xb).float() for m in self.members])
     return torch.as_tensor(self.rule(logits.cpu().numpy()), dtype=torch.float32, device=xb.device)
 
 @patch
-def chosen(self:Ensemble, xb):
+def chosen(self:Ensemble,
+    xb # (bs, 3, H, W), normalised as in training
+) -> torch.Tensor: # (bs, n_classes)
     "For each picture the member that the selector chooses"
     who,out = self.selector(xb).argmax(1),None
     for k in who.unique().tolist():
@@ -62,6 +68,7 @@ def chosen(self:Ensemble, xb):
         out[who==k] = part
     return out
 
+# %% ../nbs/07b_committee.ipynb #4d52f8ba
 @patch
 def predict(self:Ensemble,
     image # file

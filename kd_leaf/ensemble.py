@@ -15,6 +15,7 @@ from scipy.special import log_softmax,logsumexp,softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.model_selection import GridSearchCV,StratifiedKFold
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 # %% ../nbs/07_ensemble.ipynb #ca0ca8a8
@@ -77,9 +78,11 @@ def _fit_stacking(logits, targets, folds=5):
     c,counts = logits.shape[2],np.bincount(targets, minlength=logits.shape[2])
     if counts.min()<2: raise ValueError(f'stacking needs 2 images of each class in valid, and there are fewer of class {np.flatnonzero(counts<2).tolist()}')
     x,folds = np.concatenate(log_softmax(logits, axis=-1), -1),StratifiedKFold(min(folds, counts.min()), shuffle=True, random_state=0)
+    scale = StandardScaler().fit(x) # the search then takes a tenth of the steps
     with threadpool_limits(1): # matrices this small are done sooner by one thread
-        fit = GridSearchCV(LogisticRegression(max_iter=1000), dict(C=np.logspace(-4, -1, 4)), scoring='neg_log_loss', cv=folds).fit(x, targets).best_estimator_
-    w,b = (np.concatenate([-o, o]) if c==2 else o for o in (fit.coef_, fit.intercept_))
+        fit = GridSearchCV(LogisticRegression(max_iter=1000), dict(C=np.logspace(-3, 1, 5)), scoring='neg_log_loss', cv=folds).fit(scale.transform(x), targets).best_estimator_
+    w = fit.coef_/scale.scale_
+    w,b = (np.concatenate([-o, o]) if c==2 else o for o in (w, fit.intercept_-w@scale.mean_))
     return Rule('stacking', w/(2 if c==2 else 1), b/(2 if c==2 else 1))
 
 ensembles = dict(mean=lambda l,t: Rule('mixture', np.full(len(l), 1/len(l))), mean_logits=lambda l,t: Rule('mean_logits'), weighted=_fit_mixture,

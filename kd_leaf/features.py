@@ -91,6 +91,7 @@ def make_adapter(self:FeatureKDCallback) -> nn.Module:
     self.adapter_opt = torch.optim.AdamW(adapter.parameters(), lr=1e-3)
     return adapter
 
+# %% ../nbs/06a_features.ipynb #eac4fdab
 @patch
 def term(self:FeatureKDCallback) -> torch.Tensor: # scalar
     "The loss between what the two layers hold for this batch"

@@ -52,6 +52,7 @@ def make_choices(
         if len(g)>1: out += [Choice(tuple(g.key), learns, **same, **fields) for learns in ('right', 'gate')]
     return out
 
+# %% ../nbs/09a_together.ipynb #19e0d7d6
 def do_choice(
     choice:Choice, # what to do
     study, # `Study`, whose folder holds the members' predictions
@@ -73,6 +74,7 @@ def do_choice(
     write_json(record_path(study, choice.key), record)
     return record
 
+# %% ../nbs/09a_together.ipynb #d249249a
 def run_choices(
     study, # `Study`, all of whose runs are on record
     store=None, # `ImageStore`; opened from the study's data set by default

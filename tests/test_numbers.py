@@ -1,7 +1,7 @@
 "Every number in the README and on the pages of the studies comes from results/"
 import json, re
 from pathlib import Path
-import numpy as np
+import numpy as np, pandas as pd
 import pytest
 from nbclient import NotebookClient
 import nbformat
@@ -43,6 +43,20 @@ def test_metrics_from_predictions_alone():
             assert abs((p == t).mean()-r[f'{prefix}accuracy']) < 1e-12 and abs(f1-r[f'{prefix}f1']) < 1e-12
 
 
+def test_ensemble_table_from_predictions_alone():
+    "A row of the table of ensembles, recomputed from `preds/*.npz` with plain numpy: the mean of four students' probabilities"
+    runs, table = (pd.read_csv(RESULTS/f, keep_default_na=False) for f in ('runs.csv', 'tables/ensembles_none.csv'))
+    students = runs[(runs.role == 'student') & (runs.teacher != '') & (runs.balance == 'none')]
+    scores = []
+    for _, four in students.groupby('seed'):
+        saved = [np.load(RESULTS/'preds'/f'{k}.npz') for k in four.key]
+        e = [np.exp(s['test_logits'].astype(float)) for s in saved]
+        p, t = np.mean([x/x.sum(1, keepdims=True) for x in e], axis=0).argmax(1), saved[0]['test_targets']
+        scores.append([(p == t).mean(), np.mean([2*((p == c) & (t == c)).sum()/max((p == c).sum()+(t == c).sum(), 1) for c in range(e[0].shape[1])])])
+    row = table[table.name == 'mean'].iloc[0]
+    assert len(four) == 4 and np.allclose(np.mean(scores, axis=0), [float(row.accuracy_mean), float(row.f1_mean)], atol=1e-9)
+
+
 def test_teachers_have_something_to_teach():
     "Each teacher is 5 points of macro F1 ahead of the best student alone, on valid"
     from kd_leaf.report import load_runs, pick
@@ -52,7 +66,7 @@ def test_teachers_have_something_to_teach():
 
 def test_tables_on_disk_are_what_the_records_give():
     from kd_leaf.tables import make_tables
-    for study in ('leaf', 'views'):
+    for study in ('leaf', 'views', 'ablations'):
         for t in make_tables(study): assert (ROOT/f'results/{study}/tables/{t.name}.md').read_text() == t._repr_markdown_()+'\n'
 
 
