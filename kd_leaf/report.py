@@ -20,9 +20,9 @@ from .metrics import class_report,paired_bootstrap
 place = ['role', 'model', 'teacher', 'balance', 'views', 'teaching', 'seed'] # of a run in a table
 later = dict(views=0, teaching='', unlabelled=False) # fields that the oldest records do not have
 
-def _place(study):
+def _place(study, profile):
     "The columns that tell the runs of a study apart"
-    groups = variant_groups(study_spec(study)['grid']) if study in list_studies() else {}
+    groups = variant_groups(study_spec(study, profile)['grid']) if study in list_studies() else {}
     return list(dict.fromkeys([*place, *(k for vs in groups.values() for v in vs for k in v)]))
 
 def load_runs(
@@ -37,7 +37,7 @@ def load_runs(
     if len(df): df = df[((df.role=='ensemble')==ensembles) & (df.profile==(profile or ('gpu' if (df.profile=='gpu').any() else 'cpu')))]
     if df.empty: raise FileNotFoundError(f"no records in {folder}: run `papermill nbs/run_all.ipynb results_quick/run_all.ipynb -p studies '[\"{study}\"]' -p profile {profile or 'cpu'}`")
     if df.dataset_sha256.nunique()>1: raise ValueError(f"{folder} holds records of several data sets ({', '.join(df.dataset.unique())}): move all but one away")
-    df,at = df.sort_values('date'),_place(study)
+    df,at = df.sort_values('date'),_place(study, df.profile.iloc[0])
     if (old := df[df.duplicated(at, keep='last')].key).size: warnings.warn(f'older records of the same runs are left out: {", ".join(old)}; remove them from {folder/"runs"}', stacklevel=2)
     return df.drop_duplicates(at, keep='last').sort_values(at).reset_index(drop=True)
 
