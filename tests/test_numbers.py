@@ -67,7 +67,9 @@ def test_teachers_have_something_to_teach():
 def test_tables_on_disk_are_what_the_records_give():
     from kd_leaf.tables import make_tables
     for study in ('leaf', 'views', 'ablations'):
-        for t in make_tables(study): assert (ROOT/f'results/{study}/tables/{t.name}.md').read_text() == t._repr_markdown_()+'\n'
+        tables = make_tables(study)
+        assert len({t.name for t in tables}) == len(tables)
+        for t in tables: assert (ROOT/f'results/{study}/tables/{t.name}.md').read_text() == t._repr_markdown_()+'\n'
 
 
 def test_speed_promised():
