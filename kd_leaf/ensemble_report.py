@@ -12,15 +12,15 @@ import numpy as np, pandas as pd
 from .core import results_dir
 from .ensemble import ensembles,fit_ensemble,oracle
 from .metrics import calibration_error,holm,paired_bootstrap,scores
-from .report import Table,load_runs,made_from,nice,pick,show_number
+from .report import Table,load_runs,made_from,nice,of_several,pick,show_number
 
 # %% ../nbs/10b_ensemble_report.ipynb #6874bf59
 def members(
     runs:pd.DataFrame, # from `load_runs`
     balance:str # "none", "smote", …
 ) -> list: # of a data frame a seed: a row a distilled student
-    "The distilled students of each seed; `LookupError` if not all seeds have the same"
-    rows = pick(runs[runs.teacher!=''], role='student', balance=balance).sort_values(['seed', 'model', 'teacher'])
+    "The distilled students of each seed, but for those taught by an ensemble; `LookupError` if not all seeds have the same"
+    rows = pick(runs[(runs.teacher!='') & ~of_several(runs)], role='student', balance=balance).sort_values(['seed', 'model', 'teacher'])
     groups = [g for _,g in rows.groupby('seed')]
     if len({tuple(g.model+' ← '+g.teacher) for g in groups})>1: raise LookupError('not all seeds have the same students on record: finish the study first')
     return groups
@@ -63,15 +63,17 @@ def _rows(runs, balance, selectors):
     each = [cost.get(o, np.nan) for o in groups[0].model]
     model,teacher = all_.groupby(['model', 'teacher']).valid_f1.mean().idxmax()
     best = pick(all_, model=model, teacher=teacher)
-    out = [(f'{nice.get(model, model)} ← {nice.get(teacher, teacher)}', 'best student', saved_logits(best, 'test')[0], best.params.iloc[0], cost.get(model, np.nan))]
+    out = [(f'{nice(model)} ← {nice(teacher)}', 'best student', saved_logits(best, 'test')[0], best.params.iloc[0], cost.get(model, np.nan))]
     for name,g in teachers.groupby('model'):
         said = saved_logits(g.sort_values('seed'), 'test')[0]
-        out.append((nice.get(name, name), 'teacher', said if len(said)==len(groups) else np.repeat(said[:1], len(groups), 0), g.params.iloc[0], cost.get(name, np.nan)))
+        out.append((nice(name), 'teacher', said if len(said)==len(groups) else np.repeat(said[:1], len(groups), 0), g.params.iloc[0], cost.get(name, np.nan)))
     out += [(kind.replace('_', ' '), 'ensemble', _together(groups, kind), params, sum(each)) for kind in ensembles]
     for name,g in ([] if selectors is None else selectors[selectors.balance==balance].groupby('model', sort=False)):
         if len(g)==len(groups):
             ms = cost.get('selector', np.nan)+(np.mean(each) if name=='selector_right' else sum(each))
             out.append((f"selector ({name.removeprefix('selector_')})", 'ensemble', saved_logits(g.sort_values('seed'), 'test')[0], params+g.params.iloc[0], ms))
+    for key,g in runs[of_several(runs) & (runs.balance==balance)].groupby('model'):
+        if len(g)==len(groups): out.append((f'{nice(key)} ← {nice(g.teacher.iloc[0])}', 'from ensemble', saved_logits(g.sort_values('seed'), 'test')[0], g.params.iloc[0], cost.get(key, np.nan)))
     return out+[('oracle', 'bound', _together(groups, 'oracle'), params, np.nan)]
 
 # %% ../nbs/10b_ensemble_report.ipynb #2d771fde
@@ -88,11 +90,11 @@ def ensemble_table(
     text = data[['name', 'kind']].assign(parameters=data.params.map('{:,}'.format), ms=[f'{o:.1f}' if o==o else '' for o in data.ms], accuracy=[show_number(s['accuracy']) for s in shown], f1=[show_number(s['f1']) for s in shown], ECE=[f'{o:.3f}' if o==o else '' for o in data.ece])
     for k,(other,kind,theirs,*_) in enumerate(rows):
         if kind not in ('best student', 'teacher'): continue
-        diffs = {name: paired_bootstrap(said, theirs, targets) for name,kind,said,*_ in rows if kind=='ensemble'}
+        diffs = {name: paired_bootstrap(said, theirs, targets) for name,kind,said,*_ in rows if kind in ('ensemble', 'from ensemble')}
         p = dict(zip(diffs, holm([d.p for d in diffs.values()])))
         for f in ('difference', 'low', 'high'): data[f'{f}_{k}'] = data.name.map({name: getattr(d, f) for name,d in diffs.items()})
         data[f'p_{k}'] = data.name.map(p)
         text[f'− {other}'] = data.name.map({name: f'{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]{"*" if p[name]<.05 else ""}' for name,d in diffs.items()}).fillna('')
     caption = (made_from(pd.concat([*members(runs, balance), pick(runs, role='teacher', balance=balance)]))+' Ensembles of all distilled students, fitted on valid; a selector looks at the image and asks one of them (right) or weighs them (gate). '
-               'Minus: difference in F1 with its 95 % interval by a paired bootstrap over test images and seeds; * p < 0.05 after Holm. ms: for one picture, one after the other. ECE: expected calibration error. The oracle knows which member is right, and bounds every choice of one.')
-    return Table(f'ensembles_{balance}', f'The students together, {nice.get(balance, balance)}', caption, data, text.rename(columns=lambda c: c if c=='ms' else nice.get(c, c[0].upper()+c[1:])))
+               'Minus: difference in F1 with its 95 % interval by a paired bootstrap over test images and seeds; * p < 0.05 after Holm. ms: for one picture, one after the other. ECE: expected calibration error. The oracle knows which member is right, and bounds every choice of one. From ensemble: a single student taught by all members at once.')
+    return Table(f'ensembles_{balance}', f'The students together, {nice(balance)}', caption, data, text.rename(columns=lambda c: c if c=='ms' else nice(c, c[0].upper()+c[1:])))

@@ -22,8 +22,8 @@ def run_name(
     run # row of `load_runs`
 ) -> str: # such as "CNN4 ← ResNet101"
     "Name of a run for people"
-    model = nice.get(run.model, run.model)
-    return f"{model} ← {nice.get(run.teacher, run.teacher)}" if run.teacher else model if run.role=='teacher' else f'{model} alone'
+    model = nice(run.model)
+    return f"{model} ← {nice(run.teacher)}" if run.teacher else model if run.role=='teacher' else f'{model} alone'
 
 # %% ../nbs/10d_figures.ipynb #9bb00d15
 def calibration_table(
@@ -38,12 +38,12 @@ def calibration_table(
         shown = dict(model=run_name(g.iloc[0]), balance=g.balance.iloc[0])
         values = dict(ece=before, temperature=T, ece_after=after)
         if g.teacher.iloc[0]:
-            theirs = [saved_logits(pick(runs, key=k), 'test')[0][0] for k in g.teacher_key]
+            theirs = [np.mean([saved_logits(pick(runs, key=o), 'test')[0][0] for o in k.split('+')], 0) for k in g.teacher_key]
             values |= dict(zip(('agreement', 'kl'), np.array([agreement(s, t) for s,t in zip(test, theirs)]).T))
         rows.append((shown | {k: v.mean() for k,v in values.items()}, shown | {k: show_number(v) for k,v in values.items()}))
     data,text = (pd.DataFrame(o) for o in zip(*rows))
     names = dict(ece='ECE', temperature='T', ece_after='ECE at T', agreement='Same answer as teacher', kl='KL from teacher')
-    text = text.fillna('').replace(nice).rename(columns=lambda c: names.get(c, c.capitalize()))
+    text = text.fillna('').map(nice).rename(columns=lambda c: names.get(c, c.capitalize()))
     return Table('calibration', 'Calibration, and agreement with the teacher', made_from(runs)+' ECE: expected calibration error on test, 15 bins (arXiv:1706.04599). T: temperature fitted on valid, above 1 for a model that is too sure. KL: of the student\'s probabilities from the teacher\'s, nats, mean over test images.', data, text)
 
 # %% ../nbs/10d_figures.ipynb #372ea343
@@ -129,5 +129,5 @@ def pareto_figure(
         for r in front.itertuples(): ax.annotate(r.name, (getattr(r, x), r.f1), xytext=(4, -9), textcoords='offset points', fontsize=7)
         ax.set(xscale='log', xlabel=label, ylabel='F1 (test)'); synthetic_warning(ax, runs)
     axs[1].set_xticks([t for t in (.5, 1, 2, 5, 10, 20, 50, 100) if .9*df.ms.min()<=t<=1.1*df.ms.max()]); axs[1].minorticks_off(); axs[1].xaxis.set_major_formatter('{x:g}')
-    axs[1].legend(title='', fontsize=8, loc='lower right'); fig.suptitle(f'What an answer costs, {nice.get(balance, balance)}', fontsize=11)
+    axs[1].legend(title='', fontsize=8, loc='lower right'); fig.suptitle(f'What an answer costs, {nice(balance)}', fontsize=11)
     return fig

@@ -24,7 +24,7 @@ from .loaders import Plan,store_dls
 from .losses import feature_losses
 from .metrics import scores
 from .models import create_model,n_flops,n_params,save_weights,smote_features
-from .run import Run,StopOnNaN,Ticker,Unlabelled
+from .run import Run,StopOnNaN,Ticker,Unlabelled,architecture
 from .speed import GrowImages,fast_mode,free_memory
 from .views import Views,view_dls
 
@@ -44,6 +44,7 @@ class Study:
     kd:dict        # fields of every distilled run
     selector:dict = field(default_factory=dict) # fields of every selector
     source:list = field(default_factory=list) # rows of the table that the study reproduces
+    teachers:dict = field(default_factory=dict) # by name: fields of one teacher's run, and `pretraining` on another data set
 
     @property
     def dir(self): return results_dir(self.name, self.profile)
@@ -59,6 +60,14 @@ def load_study(
     return Study(**spec | (dict(seeds=list(seeds)) if seeds else {}))
 
 # %% ../nbs/09_study.ipynb #f0d5e8f0
+def _teacher_runs(study, name, base):
+    "A teacher's run, after that of its weights if they come from another data set"
+    own = dict(study.teachers.get(name, {}))
+    if not (first := own.pop('pretraining', None)): return [Run(**base | dict(role='teacher', model=name) | study.teacher | own)]
+    other = image_store(first['dataset'], first.get('size', study.size))
+    before = Run(**base | study.teacher | first | dict(role='pretraining', model=architecture(name), balance='none', dataset=other.name, dataset_sha256=other.sha256, size=other.size))
+    return [before, Run(**base | dict(role='teacher', model=name, weights=f'run:{before.key}') | study.teacher | own)]
+
 def _distil(student, teachers, kd):
     "A student's run under one teacher's run, or several at once"
     return replace(student, **dict(teacher='+'.join(t.model for t in teachers), teacher_key='+'.join(t.key for t in teachers)) | kd)
@@ -73,16 +82,18 @@ def make_runs(
     for seed in study.seeds:
         base = dict(dataset=store.name, dataset_sha256=store.sha256, size=study.size, seed=seed)
         for b in g['balance']:
-            taught = {m: Run(**base | dict(role='teacher', model=m, balance=b) | study.teacher) for m in g['teachers']}
+            of_teachers = [_teacher_runs(study, m, base | dict(balance=b)) for m in g['teachers']]
+            taught = {t.model: t for *_,t in of_teachers}
             plain = [Run(**base | dict(role='student', model=m, balance=b) | study.student) for m in g['students']]
-            runs += [*taught.values(), *plain]
-            if not variants: runs += [_distil(s, [t], study.kd) for t in taught.values() for s in plain]
+            distilled = [] if variants else [_distil(s, [t], study.kd) for t in taught.values() for s in plain]
+            back = [_distil(s, distilled, study.kd) for s in plain if s.model in g.get('from_ensemble', [])]
+            runs += [*sum(of_teachers, []), *plain, *distilled, *back]
             for v in variants:
                 by = [taught[check_name(m, taught, 'teacher')] for m in v.get('teacher', g['teachers'][0]).split('+')]
                 own,of_kd = alone_fields(v),{k: o for k,o in v.items() if k!='teacher'}
                 runs += [o for s in plain for o in (replace(s, **own), _distil(s, by, study.kd | of_kd))]
-    order = {'teacher': 0, 'student': 1}
-    return sorted(dict.fromkeys(runs), key=lambda r: (r.seed, order[r.role]))
+    order = ['pretraining', 'teacher', 'student']
+    return sorted(dict.fromkeys(runs), key=lambda r: (r.seed, order.index(r.role)))
 
 # %% ../nbs/09_study.ipynb #5f51b28d
 def _reset_peak():
@@ -117,21 +128,22 @@ def weights_path(
     "Where the weights of a finished run are kept"
     return cache_dir('weights')/f'{key}.safetensors'
 
+def _weights_of(key, model):
+    "The file of a run's weights; `FileNotFoundError` if it failed"
+    if not (file := weights_path(key)).exists(): raise FileNotFoundError(f'no weights of {model} ({key}): its run failed')
+    return file
+
 class _FirstView(MeanLogits):
     "What a teacher said of view 0, whichever is shown: the mistake of caches without replay, for comparison"
     def __call__(self, keys, view): return super().__call__(keys, 0)
 
 def _load_teachers(run, n_classes):
     "The networks that a run's student learns from; `FileNotFoundError` if their weights are not there"
-    out = []
-    for name,key in zip(run.teacher.split('+'), run.teacher_key.split('+')):
-        if not (file := weights_path(key)).exists(): raise FileNotFoundError(f'no weights of the teacher {name} ({key}): its run failed')
-        out.append(create_model(name, n_classes, weights=file))
-    return out
+    return [create_model(architecture(name), n_classes, _weights_of(key, name)) for name,key in zip(run.teacher.split('+'), run.teacher_key.split('+'))]
 
 def _teacher_callback(run, teachers, dls, device):
     "Distillation as a run says, from the teachers' caches if views are replayed; its seconds start with those of the caches"
-    modes = [fast_mode(o, run.size, device, train=False) if run.mode=='auto' else run.mode for o in run.teacher.split('+')]
+    modes = [fast_mode(architecture(o), run.size, device, train=False) if run.mode=='auto' else run.mode for o in run.teacher.split('+')]
     if run.loss in feature_losses: return FeatureKDCallback(teachers[0], run.loss, run.alpha, mode=modes[0])
     start = time.perf_counter()
     if run.views and run.teaching!='online':
@@ -161,10 +173,12 @@ def fit_run(
     idx = store.where('train')
     idx = idx[take_fraction(store.labels[idx], [store.ids[i] for i in idx], run.fraction, run.seed)]
     teachers = _load_teachers(run, len(store.vocab)) if run.teacher else []
-    make = partial(view_dls, views=Views(run.views)) if run.views else store_dls
+    views = Views(run.views) if run.augment else Views(run.views, flip=False, rotate=0, zoom=1, light=0)
+    make = partial(view_dls, views=views) if run.views or not run.augment else store_dls
     dls = make(store, plan=_plan(run, store, idx, teachers, device), bs=run.bs, epoch_size=len(idx), device=device)
-    mode = fast_mode(run.model, run.size, device) if run.mode=='auto' else run.mode
-    learn = make_learner(dls, create_model(run.model, len(store.vocab), run.weights), mode=mode,
+    kind,weights = architecture(run.model),_weights_of(run.pretraining, run.model) if run.pretraining else run.weights
+    mode = fast_mode(kind, run.size, device) if run.mode=='auto' else run.mode
+    learn = make_learner(dls, create_model(kind, len(store.vocab), weights), mode=mode,
                          class_weights=class_weights(store, idx) if run.balance=='weights' else None)
     own = [_teacher_callback(run, teachers, dls, device)] if teachers else []
     kd = own[0] if own else None
@@ -226,10 +240,13 @@ def todo_runs(
     runs, # from `make_runs`
     resume:bool=True # False: all of them again
 ) -> list[Run]:
-    "Runs that are still to do, with the teachers whose weights they need"
-    todo = {r.key for r in runs if not (resume and record_path(study, r.key).exists())}
-    need = {k for r in runs if r.key in todo for k in r.teacher_key.split('+')}
-    return [r for r in runs if r.key in todo or r.key in need and not weights_path(r.key).exists()]
+    "Runs that are still to do, with those whose weights they need"
+    todo,need = [],set()
+    for r in reversed(list(runs)):
+        if resume and record_path(study, r.key).exists() and not (r.key in need and not weights_path(r.key).exists()): continue
+        todo.append(r)
+        need |= {*r.teacher_key.split('+'), r.pretraining}
+    return todo[::-1]
 
 def take_over(
     study:Study, # whose folder the records come into
@@ -243,9 +260,13 @@ def take_over(
         shutil.copy(there[0].parent.parent/'preds'/f'{r.key}.npz', study.dir/'preds')
         write_json(here, json.loads(there[0].read_text()) | dict(study=study.name))
 
-def _cost(run, flops):
-    "Relative arithmetic of a run: a training step is three forward passes, a teacher adds one"
-    return run.epochs*run.fraction*(3*flops[run.model]+sum(flops[o] for o in run.teacher.split('+') if o))
+@functools.cache
+def _flops(model, size):
+    with torch.device('meta'): return n_flops(create_model(architecture(model), 2), size)
+
+def _cost(run, store):
+    "Arithmetic of a run: a training step is three forward passes, a teacher adds one"
+    return run.epochs*run.fraction*len(store.where('train'))*(3*_flops(run.model, run.size)+sum(_flops(o, run.size) for o in run.teacher.split('+') if o))
 
 # %% ../nbs/09_study.ipynb #fba58685
 def collect(
@@ -272,15 +293,14 @@ def run_study(
     runs = make_runs(study, store)
     if resume: take_over(study, runs)
     todo,failed = todo_runs(study, runs, resume),{}
-    with torch.device('meta'): nets = {m: create_model(m, len(store.vocab)) for r in todo for m in (r.model, *r.teacher.split('+')) if m}
-    flops = {m: n_flops(net, study.size) for m,net in nets.items()}
-    total = sum(_cost(r, flops) for r in todo) or 1
+    stores = {r: store if (r.dataset_sha256, r.size)==(store.sha256, store.size) else image_store(r.dataset, r.size) for r in todo}
+    costs = {r: _cost(r, stores[r]) for r in todo}
     with progress(total=1., desc=study.name, bar_format='{desc}{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left') as bar:
         for k,run in enumerate(todo):
             bar.set_description(f'{study.name} {k+1}/{len(todo)} {run}')
             error = study.dir/'runs'/f'{run.key}.error.json'
             try:
-                do_run(run, study, store, device, [Ticker(lambda share: bar.update(share*_cost(run, flops)/total))])
+                do_run(run, study, stores[run], device, [Ticker(lambda share: bar.update(share*costs[run]/sum(costs.values())))])
                 error.unlink(missing_ok=True)
             except Exception as e:
                 failed[run] = f'{type(e).__name__}: {e}' # and not the exception, which would keep the run's memory

@@ -12,8 +12,8 @@ import pandas as pd
 from .core import results_dir,study_spec,variant_groups
 from .ensemble_report import ensemble_table,load_selectors,members
 from .figures import calibration_table,confusion_figure,pareto_figure,reliability_figure,soft_target_figure
-from .report import Table,curve_figure,gain_figure,kd_table,load_runs,pick,reproduction_table,score_figure,teacher_table
-from .variants import variant_figure,variant_table
+from .report import Table,curve_figure,gain_figure,kd_table,load_runs,of_several,pick,reproduction_table,score_figure,teacher_table
+from .variants import figure_of,main_runs,quality_figure,variant_table
 
 # %% ../nbs/10e_tables.ipynb #1ac11c11
 def make_tables(
@@ -23,10 +23,12 @@ def make_tables(
     "All tables of a study"
     runs = load_runs(study, profile)
     spec = study_spec(study, runs.profile[0])
-    if groups := variant_groups(spec['grid']): return [teacher_table(runs), *(variant_table(runs, spec, o) for o in groups)]
-    tables = [teacher_table(runs), *(kd_table(runs, t, b) for t in spec['grid']['teachers'] for b in spec['grid']['balance'])]
-    tables += [reproduction_table(runs, spec['source'])] if spec.get('source') else []
-    return [*tables, calibration_table(runs), *(ensemble_table(runs, b, load_selectors(study, profile)) for b in spec['grid']['balance'] if len(members(runs, b)[0])>1)]
+    grid,main,variants = spec['grid'],main_runs(runs, spec),[variant_table(runs, spec, o) for o in variant_groups(spec['grid'])]
+    if variants and len(grid['students'])==1: return [teacher_table(runs), *variants]
+    taught = [(t, b) for t in grid['teachers'] for b in grid['balance'] if ((main.teacher==t) & (main.balance==b)).any()]
+    tables = [teacher_table(runs), *(kd_table(main, t, b) for t,b in taught)]
+    tables += [reproduction_table(main, spec['source'])] if spec.get('source') else []
+    return [*tables, calibration_table(main), *(ensemble_table(main, b, load_selectors(study, profile)) for b in grid['balance'] if len(members(main, b)[0])>1), *variants]
 
 # %% ../nbs/10e_tables.ipynb #10df0260
 def make_figures(
@@ -37,13 +39,15 @@ def make_figures(
     "All figures of a study"
     runs = load_runs(study, profile)
     spec = study_spec(study, runs.profile[0])
-    if groups := variant_groups(spec['grid']): return {o: variant_figure(runs, spec, o) for o in groups} | dict(training=curve_figure(study, runs))
+    variants = {o: figure_of(runs, spec, o) for o in variant_groups(spec['grid'])} | dict(quality=quality_figure(runs))
+    if len(variants)>1 and len(spec['grid']['students'])==1: return variants | dict(teachers=curve_figure(study, runs))
+    runs = main_runs(runs, spec)
     costs = {f"costs_{t.name.split('_')[1]}": pareto_figure(runs, t) for t in tables or make_tables(study, profile) if t.name.startswith('ensembles_')}
-    distilled = pick(runs[runs.teacher!=''], role='student')
+    distilled = pick(runs[(runs.teacher!='') & ~of_several(runs)], role='student')
     best = distilled.loc[distilled.valid_f1.idxmax()]
     teacher,alone = pick(runs, key=best.teacher_key),pick(runs, role='student', model=best.model, teacher='', balance=best.balance, seed=best.seed)
     return dict(gain=gain_figure(runs), scores=score_figure(runs), **costs, reliability=reliability_figure(pd.concat([teacher, alone, best.to_frame().T])), confusion=confusion_figure(alone.iloc[0], best),
-                soft_targets=soft_target_figure(teacher.iloc[0]), teachers=curve_figure(study, runs), students=curve_figure(study, runs, 'student'))
+                soft_targets=soft_target_figure(teacher.iloc[0]), **variants, teachers=curve_figure(study, runs), students=curve_figure(study, runs, 'student'))
 
 # %% ../nbs/10e_tables.ipynb #8d850e13
 def write_report(

@@ -16,8 +16,11 @@ from .core import default_device,progress,stable_hash,write_csv,write_json,write
 from .data import image_store
 from .metrics import scores
 from .models import create_model,n_params
+from .run import architecture
 from .selector import fit_selector,predict_selector,select,selector_net
+from .report import of_several
 from .study import collect,peak_rss_mb,provenance,record_path
+from .variants import main_runs
 
 # %% ../nbs/09a_together.ipynb #ba535da3
 @dataclass(frozen=True)
@@ -44,8 +47,9 @@ def make_choices(
     runs:pd.DataFrame, # from `run_study`: one row a run
     **fields # of every selector, such as epochs
 ) -> list: # of `Choice`: two a seed and balance
-    "The selectors of a study: over the distilled students of each seed and balance, if there are several"
-    rows = runs[(runs.role=='student') & (runs.teacher!='') & (runs.profile==study.profile)].sort_values(['model', 'teacher', 'key'])
+    "The selectors of a study: over the distilled students of each seed and balance, variants aside, if there are several"
+    rows = main_runs(runs[runs.profile==study.profile], asdict(study))
+    rows = rows[(rows.role=='student') & (rows.teacher!='') & ~of_several(rows)].sort_values(['model', 'teacher', 'key'])
     out = []
     for (seed,balance),g in rows.groupby(['seed', 'balance']):
         same = dict(dataset=g.dataset.iloc[0], dataset_sha256=g.dataset_sha256.iloc[0], balance=balance, size=int(g['size'].iloc[0]), seed=int(seed))
@@ -97,8 +101,8 @@ def write_costs(
 ) -> pd.DataFrame: # model, params, gflops, ms (of one picture), members_run, device, torch, commit, dirty, date
     "Measure each network of a study, and a selector, into `costs.csv`"
     device = device or default_device()
-    names = sorted(runs[runs.role!='ensemble'].model.unique())
-    nets = {o: create_model(o, n_classes) for o in names} | dict(selector=selector_net(4))
+    names = sorted(runs[runs.role.isin(['teacher', 'student'])].model.unique())
+    nets = {o: create_model(architecture(o), n_classes) for o in names} | dict(selector=selector_net(4))
     df = pd.DataFrame([dict(model=name) | model_cost(net, study.size, device) | provenance(device) for name,net in nets.items()])
     write_csv(study.dir/'costs.csv', df)
     return df

@@ -1,12 +1,14 @@
 "What must hold of all notebooks and modules, and no single notebook can test"
 import ast, importlib, inspect, json, re, shutil, subprocess, sys
 from pathlib import Path
-import pytest
+import nbformat, pytest
+from nbclient import NotebookClient
 from fastcore.docments import docments
 from nbdev.config import get_config
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+TUTORIALS = ['20_tutorial_distill', '21_tutorial_ensemble']
 MODULES = sorted(m for m in (ROOT/'kd_leaf').glob('*.py') if not m.name.startswith('_'))
 
 
@@ -53,9 +55,17 @@ def test_kernelspec(nb):
     assert spec['name'] == 'python3' and spec['language'] == 'python'  # papermill needs the language
 
 
-def test_only_the_experiment_is_skipped():
+def test_what_nbdev_test_skips_is_run_elsewhere():
     skipped = {nb.stem for nb in NOTEBOOKS if any('skip_exec: true' in source(c) for c in cells(nb, 'raw'))}
-    assert skipped == {'30_experiment', 'run_all'}  # .ci/run runs both by papermill
+    assert skipped == {'30_experiment', 'run_all'} | set(TUTORIALS)  # .ci/run runs the first two by papermill, the test below the others
+
+
+@pytest.mark.parametrize('name', TUTORIALS)
+def test_tutorial(name, tmp_path, monkeypatch):
+    "With an empty cache; each ends with what it promises, by its own assertions"
+    monkeypatch.setenv('KD_LEAF_CACHE', str(tmp_path))
+    nb = nbformat.read(ROOT/f'nbs/{name}.ipynb', 4)
+    NotebookClient(nb, timeout=600, resources=dict(metadata=dict(path=str(tmp_path)))).execute()
 
 
 @pytest.mark.parametrize('module', MODULES, ids=lambda p: p.stem)
