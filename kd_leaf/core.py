@@ -7,8 +7,8 @@ Docs: https://kd-leaf.github.io/kd_leaf/core.html.md"""
 # %% auto #0
 __all__ = ['later', 'kd_only', 'project_root', 'shipped_dir', 'results_dir', 'cache_dir', 'check_writable', 'atomic_path',
            'write_json', 'write_csv', 'write_npz', 'stable_hash', 'file_sha256', 'seed_everything', 'device_name',
-           'default_device', 'check_name', 'check_parameters', 'as_list', 'as_bool', 'list_studies', 'study_spec',
-           'variant_groups', 'alone_fields', 'progress']
+           'default_device', 'check_name', 'check_parameters', 'as_list', 'as_bool', 'definitions', 'list_studies',
+           'study_spec', 'variant_groups', 'alone_fields', 'progress']
 
 # %% ../nbs/00_core.ipynb #8a0cb7f7
 import contextlib,difflib,hashlib,json,os,platform,random,sys,tempfile,tomllib
@@ -195,16 +195,25 @@ def as_bool(
     return known[check_name(str(value).lower(), known, 'value of a yes-or-no parameter')]
 
 # %% ../nbs/00_core.ipynb #8ddf0f4d
+def definitions(
+    inside:str, # folder in the checkout, such as "data"
+    packed:str # the same folder in the wheel, such as "cards"; one of that name where you work is looked into as well
+) -> dict: # name: TOML file
+    "Studies or cards: those that travel with the code, and your own"
+    return {f.stem: f for folder in (shipped_dir(inside, packed), Path(packed)) for f in sorted(folder.glob('*.toml'))}
+
 def list_studies() -> list[str]: # names, sorted
     "Names of the studies that are defined"
-    return sorted(f.stem for f in shipped_dir('nbs/studies', 'studies').glob('*.toml'))
+    return sorted(definitions('nbs/studies', 'studies'))
 
 def study_spec(
-    name:str, # from `list_studies`
+    name:str, # from `list_studies`; the same study on other images is "leaf@name-of-a-card"
     profile:str=None # "quick", "cpu" or "gpu": what it changes is merged in
 ) -> dict: # as in the file, without a profile; otherwise as that profile runs it
     "A study's TOML file; unknown names and profiles raise `ValueError` with the nearest ones"
-    spec = tomllib.loads((shipped_dir('nbs/studies', 'studies')/f"{check_name(name, list_studies(), 'study')}.toml").read_text())
+    study,_,images = name.partition('@')
+    spec = tomllib.loads(definitions('nbs/studies', 'studies')[check_name(study, list_studies(), 'study')].read_text())
+    if images: spec |= dict(name=name, profile={k: p | dict(dataset=images) for k,p in spec['profile'].items()})
     if profile is None: return spec
     own = (profiles := spec.pop('profile'))[check_name(profile, profiles, 'profile')]
     parts = {k: spec.get(k, {}) | own.pop(k, {}) for k in ('teacher', 'teachers', 'student', 'kd', 'selector', 'grid')}

@@ -15,7 +15,7 @@ import PIL, numpy as np, pandas as pd
 from PIL import Image,ImageOps
 import kd_leaf.synthetic
 from .core import cache_dir,check_name,file_sha256,progress,stable_hash,write_json
-from .fetch import by_hash,cut,find_images,list_cards
+from .fetch import by_hash,cut,find_images,list_cards,load_card
 from .synthetic import synthetic_leaves
 
 # %% ../nbs/01_data.ipynb #cb954fcf
@@ -159,6 +159,7 @@ def image_store(
     check_name(on_bad, ('raise', 'skip'), 'on_bad')
     root = find_images(source)
     df = list_images(root, seed)
+    if str(source) in list_cards(): df['label'] = df.label.replace({o: new for new,old in load_card(str(source)).merge.get('classes', {}).items() for o in old})
     name,sha = str(source) if str(source) in list_cards() else root.name,stable_hash(sorted(df[['split', 'label', 'id', 'sha256']].values.tolist()), 64)
     path = cache_dir('stores')/stable_hash([name, sha, size, on_bad])
     if not path.exists(): _write_store(path, name, sha, *_decode_all(df, size, on_bad), False)

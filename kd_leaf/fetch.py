@@ -14,7 +14,7 @@ from dataclasses import dataclass,field
 from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image
-from .core import cache_dir,check_name,file_sha256,shipped_dir
+from .core import cache_dir,check_name,definitions,file_sha256
 
 # %% ../nbs/00b_fetch.ipynb #15c0ac66
 @dataclass(frozen=True)
@@ -31,18 +31,17 @@ class Card:
     archive:dict = field(default_factory=dict) # file, sha256 of a zip of class folders
     fetch:dict = field(default_factory=dict)   # via, ref, note: how to get the publisher's files
     layout:dict = field(default_factory=dict)  # how the publisher's files become class folders
-
-def _cards_dir(): return shipped_dir('data', 'cards')
+    merge:dict = field(default_factory=dict)   # of: another card, whose images these are; classes: which of its classes are one here
 
 def list_cards() -> list[str]: # names, sorted
     "Names of the data sets that have a card"
-    return sorted(f.stem for f in _cards_dir().glob('*.toml'))
+    return sorted(definitions('data', 'cards'))
 
 def load_card(
     name:str # name of a card, such as "plant-pathology-2021"
 ) -> Card:
     "Read a card; `ValueError` with the nearest names if there is none"
-    return Card(**tomllib.loads((_cards_dir()/f"{check_name(name, list_cards(), 'data set')}.toml").read_text()))
+    return Card(**tomllib.loads(definitions('data', 'cards')[check_name(name, list_cards(), 'data set')].read_text()))
 
 # %% ../nbs/00b_fetch.ipynb #920f3fc5
 def check_sha256(
@@ -102,13 +101,13 @@ def _from_csv(card, src):
             yield from ((split, cls, src/lay['images']/n) for n in names)
 
 def _from_folders(card, src):
-    "Publisher's folders of classes; `valid` is a folder, or a share of train: yields (split, class, file)"
-    lay = card.layout
-    for cls in card.classes:
-        names = lambda split: sorted(o.name for o in (src/lay[split]/cls).iterdir())
-        share = lay['valid'] if isinstance(lay['valid'], float) else 0.
-        for split,ns in zip(('train', 'valid'), cut(names('train'), (1-share, share))): yield from ((split, cls, src/lay['train']/cls/n) for n in ns)
-        for split in ('test',) if share else ('valid', 'test'): yield from ((split, cls, src/lay[split]/cls/n) for n in names(split))
+    "Publisher's folders of classes; `valid` and `test` are folders, or shares of train: yields (split, class, file)"
+    lay,files = card.layout,lambda split,cls: {o.name: o for o in (src/card.layout[split]/cls).iterdir()}
+    shares = {s: lay[s] for s in ('valid', 'test') if isinstance(lay[s], float)}
+    for cls in card.classes or sorted(o.name for o in (src/lay['train']).iterdir() if o.is_dir()):
+        train = files('train', cls)
+        for split,names in zip(('train', *shares), cut(train, (1-sum(shares.values()), *shares.values()))): yield from ((split, cls, train[n]) for n in names)
+        for split in {'valid', 'test'}-set(shares): yield from ((split, cls, f) for f in files(split, cls).values())
 
 def _from_torchvision(card, src):
     "CIFAR-10 through torchvision, as PNG files beside its own archive: yields (split, class, file)"
@@ -176,6 +175,7 @@ def find_images(
     if Path(source).is_dir(): return Path(source)
     check_name(str(source), [*list_cards(), 'synthetic-leaves'], f'data set (there is no folder {Path(source).resolve()} either)')
     card,home = load_card(str(source)),os.environ.get('KD_LEAF_DATA')
+    if card.merge: return find_images(card.merge['of'])
     if home and not Path(home).is_dir(): raise FileNotFoundError(f"KD_LEAF_DATA={home} is not a folder: name one that holds zips or class folders")
     if home and (Path(home)/card.name).is_dir(): return Path(home)/card.name
     zipped,unpacked = _zip_and_home(card)
@@ -192,4 +192,5 @@ def have_images(
     "Are the images here already?"
     if Path(source).is_dir(): return True
     card,home = load_card(str(source)),Path(os.environ.get('KD_LEAF_DATA') or '/nowhere')
+    if card.merge: return have_images(card.merge['of'])
     return any(o.exists() for o in (home/card.name, *_zip_and_home(card), cache_dir('data')/card.name))

@@ -21,7 +21,7 @@ place = ['role', 'model', 'teacher', 'balance', 'views', 'teaching', 'seed'] # o
 
 def _place(study, profile):
     "The columns that tell the runs of a study apart"
-    groups = variant_groups(study_spec(study, profile)['grid']) if study in list_studies() else {}
+    groups = variant_groups(study_spec(study, profile)['grid']) if study.split('@')[0] in list_studies() else {}
     return list(dict.fromkeys([*place, *(k for vs in groups.values() for v in vs for k in v)]))
 
 def load_runs(

@@ -115,4 +115,7 @@ class Unlabelled(Callback):
         self.known = torch.from_numpy(np.isin(self.dls.train.shown[0], self.labelled)).to(self.yb[0].device)
         self.learn.yb = (torch.where(self.known, self.yb[0].as_subclass(torch.Tensor), -100),) # which the cross-entropy leaves out
     def after_loss(self):
-        if not self.known.any(): self.learn.loss_grad,self.learn.loss = 0*self.pred.sum(),self.pred.new_zeros(()) # a mean of none
+        "The mean over labelled pictures becomes their sum, divided by all: a label counts as much in whatever batch it comes"
+        share = self.known.float().mean()
+        if share: self.learn.loss_grad,self.learn.loss = share*self.learn.loss_grad,share*self.learn.loss
+        else: self.learn.loss_grad,self.learn.loss = 0*self.pred.sum(),self.pred.new_zeros(()) # a mean of none

@@ -10,7 +10,7 @@ __all__ = ['Study', 'load_study', 'make_runs', 'peak_rss_mb', 'code_version', 'p
 
 # %% ../nbs/09_study.ipynb #3043b19b
 import contextlib,datetime,functools,json,platform,resource,shutil,subprocess,time,traceback
-from dataclasses import asdict,dataclass,field,replace
+from dataclasses import asdict,dataclass,field,fields,replace
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -53,11 +53,13 @@ class Study:
 def load_study(
     name:str, # from `list_studies`
     profile:str='quick', # "quick", "cpu" or "gpu"
-    seeds=None # list of seeds; the profile's own by default
+    seeds=None, # list of seeds; the profile's own by default
+    dataset:str='' # other images: a card, or a folder of class folders; the study's own by default
 ) -> Study:
     "Read a study's TOML file; unknown names and profiles raise `ValueError` with the nearest ones"
-    spec = study_spec(name, profile)
-    return Study(**spec | (dict(seeds=list(seeds)) if seeds else {}))
+    if dataset: name = f'{name}@{Path(dataset).resolve().name}'
+    spec = {k: v for k,v in study_spec(name, profile).items() if k in {f.name for f in fields(Study)}}
+    return Study(**spec | (dict(seeds=list(seeds)) if seeds else {}) | (dict(dataset=dataset) if dataset else {}))
 
 # %% ../nbs/09_study.ipynb #f0d5e8f0
 def _teacher_runs(study, name, base):

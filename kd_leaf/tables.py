@@ -39,8 +39,9 @@ def make_figures(
     "All figures of a study"
     runs = load_runs(study, profile)
     spec = study_spec(study, runs.profile[0])
-    variants = {o: figure_of(runs, spec, o) for o in variant_groups(spec['grid'])} | dict(quality=quality_figure(runs))
-    if len(variants)>1 and len(spec['grid']['students'])==1: return variants | dict(teachers=curve_figure(study, runs))
+    variants = {o: figure_of(runs, spec, o) for o in variant_groups(spec['grid'])}
+    if len(spec['grid']['teachers'])>2: variants['quality'] = quality_figure(runs, spec)
+    if variant_groups(spec['grid']) and len(spec['grid']['students'])==1: return variants | dict(teachers=curve_figure(study, runs))
     runs = main_runs(runs, spec)
     costs = {f"costs_{t.name.split('_')[1]}": pareto_figure(runs, t) for t in tables or make_tables(study, profile) if t.name.startswith('ensembles_')}
     distilled = pick(runs[(runs.teacher!='') & ~of_several(runs)], role='student')

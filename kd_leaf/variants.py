@@ -41,10 +41,11 @@ def variant_names(
 
 def main_runs(
     runs:pd.DataFrame, # from `load_runs`
-    spec:dict # from `study_spec`, with the profile of the runs
+    spec:dict, # from `study_spec`, with the profile of the runs
+    free=() # fields that may vary
 ) -> pd.DataFrame:
     "The runs of a study but for those of its variants: the study as it would be without them"
-    if not (names := variant_names(spec)): return runs
+    if not (names := variant_names(spec)-set(free)): return runs
     base,alone = study_fields(spec),runs.teacher==''
     as_base = lambda ks: np.logical_and.reduce([runs[k]==base[k] for k in ks] or [np.ones(len(runs), bool)])
     return runs[(runs.role!='student') | as_base(names-kd_only) & (alone | as_base(names))]
@@ -148,16 +149,19 @@ def figure_of(
 
 # %% ../nbs/10c_variants.ipynb #45a0fd8f
 def quality_figure(
-    runs:pd.DataFrame # from `load_runs`
+    runs:pd.DataFrame, # from `load_runs`
+    spec:dict # from `study_spec`, with the profile of the runs
 ):
     "F1 of distilled students against that of their teacher, with the students alone as lines; returns the matplotlib figure"
-    taught = pick(runs[(runs.teacher!='') & ~of_several(runs)], role='student')
-    df = taught.assign(teacher_f1=taught.teacher_key.map(pick(runs, role='teacher').set_index('key').f1))
+    df = main_runs(runs, spec, ['teacher', 'augment', 'views']).map(nice)
+    df['student'] = df.model+np.where(df.augment, '', ', not augmented')
+    alone,taught = (pick(df[o & ~of_several(df)], role='student') for o in (df.teacher=='', df.teacher!=''))
+    taught['teacher_f1'] = taught.teacher_key.map(pick(df, role='teacher').set_index('key').f1)
     fig,ax,sns = new_axes('Teachers and their students', "student's F1 (test)", height=4.2)
-    names,colours = sorted(df.model.unique()),sns.color_palette()
-    for c,m in zip(colours, names): ax.axhline(pick(runs, role='student', model=m, teacher='').f1.mean(), color=c, lw=.8, ls=':')
-    sns.scatterplot(df.map(nice), x='teacher_f1', y='f1', hue='model', hue_order=map(nice, names), style='teacher', palette=colours[:len(names)], s=70, ax=ax)
-    low,high = min(df.f1.min(), df.teacher_f1.min()),df.teacher_f1.max()
+    colours = dict(zip(sorted(taught.student.unique()), sns.color_palette()))
+    for name,f1 in alone.groupby('student').f1.mean().items(): ax.axhline(f1, color=colours.get(name, 'grey'), lw=.8, ls=':')
+    sns.scatterplot(taught, x='teacher_f1', y='f1', hue='student', style='teacher', palette=colours, s=70, ax=ax)
+    low,high = min(taught.f1.min(), taught.teacher_f1.min()),taught.teacher_f1.max()
     ax.plot([low, high], [low, high], color='grey', lw=.8, ls='--')
     ax.set_xlabel("teacher's F1 (test)"); ax.legend(title='', fontsize=8, bbox_to_anchor=(1.01, 1), loc='upper left'); synthetic_warning(ax, runs)
     return fig

@@ -18,7 +18,7 @@ def cache(tmp_path_factory):
         yield
 
 
-@pytest.mark.parametrize('name', ['plant-pathology-2021', 'brain-tumor-mri', 'road-type', 'sports-balls'])
+@pytest.mark.parametrize('name', ['plant-pathology-2021', 'brain-tumor-mri', 'brain-tumor-binary', 'road-type', 'sports-balls'])
 def test_store_agrees_with_its_card(name):
     card, store = load_card(name), image_store(name, 32)
     assert store.vocab == sorted(card.classes) and not store.synthetic
