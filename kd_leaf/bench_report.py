@@ -85,7 +85,6 @@ def growth_table(
     "Cost and memory of the cached student as images, students and views grow"
     g = rows.groupby(['n_images', 'students', 'views'])
     data = g.agg(build_s=('build_s', 'median'), seconds=('seconds', 'median'), peak_rss_mb=('peak_rss_mb', 'max')).reset_index()
-    first = data.iloc[0]
     text = pd.DataFrame({'Images an epoch': data.n_images, 'Students': data.students, 'Views': data['views'], 'Making the cache, s': data.build_s.map('{:.1f}'.format), 'An epoch of all students, s': data.seconds.map('{:.1f}'.format), 'Peak memory, MB': data.peak_rss_mb.map('{:.0f}'.format)})
     return Table('growth', 'How the cost of cached teaching grows', _made(rows), data, text)
 

@@ -15,7 +15,7 @@ from .core import write_json
 from .data import decode_image
 from .ensemble import Rule
 from .models import create_model,n_flops,n_params,save_weights
-from .selector import select,selector_net
+from .selector import selector_net
 from fastai.callback.schedule import Learner
 from fastai.vision.core import imagenet_stats
 from fastcore.basics import patch

@@ -10,9 +10,10 @@ __all__ = ['members', 'saved_logits', 'load_selectors', 'ensemble_table']
 # %% ../nbs/10b_ensemble_report.ipynb #1dcd70ab
 import numpy as np, pandas as pd
 from .core import results_dir
+from .definition import of_several
 from .ensemble import ensembles,fit_ensemble,oracle
 from .metrics import calibration_error,holm,paired_bootstrap,scores
-from .report import Table,load_runs,made_from,nice,of_several,pick,show_number
+from .report import Table,load_runs,made_from,nice,pick,show_number
 
 # %% ../nbs/10b_ensemble_report.ipynb #6874bf59
 def members(

@@ -8,7 +8,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/features.html.md"""
 __all__ = ['feature_weights', 'stages', 'FeatureKDCallback']
 
 # %% ../nbs/06a_features.ipynb #fe125af5
-import time,torch
+import torch
 from .core import check_name
 from .distill import KDCallback
 from .losses import feature_losses

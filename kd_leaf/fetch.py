@@ -14,7 +14,7 @@ from dataclasses import dataclass,field
 from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image
-from .core import cache_dir,check_name,definitions,file_sha256
+from .core import cache_dir,check_name,file_sha256,toml_files
 
 # %% ../nbs/00b_fetch.ipynb #15c0ac66
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Card:
 
 def list_cards() -> list[str]: # names, sorted
     "Names of the data sets that have a card"
-    return sorted(definitions('data', 'cards'))
+    return sorted(toml_files('data', 'cards'))
 
 def load_card(
     name:str # name of a card, such as "plant-pathology-2021"
 ) -> Card:
     "Read a card; `ValueError` with the nearest names if there is none"
-    return Card(**tomllib.loads(definitions('data', 'cards')[check_name(name, list_cards(), 'data set')].read_text()))
+    return Card(**tomllib.loads(toml_files('data', 'cards')[check_name(name, list_cards(), 'data set')].read_text()))
 
 # %% ../nbs/00b_fetch.ipynb #920f3fc5
 def check_sha256(

@@ -8,12 +8,13 @@ Docs: https://kd-leaf.github.io/kd_leaf/run.html.md"""
 __all__ = ['architecture', 'Run', 'StopOnNaN', 'Ticker', 'Unlabelled']
 
 # %% ../nbs/08a_run.ipynb #852b291f
-from dataclasses import asdict,dataclass,fields,replace
+from dataclasses import asdict,dataclass,fields
 import numpy as np, torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 from .balance import balances
-from .core import check_name,file_sha256,later,stable_hash
+from .core import check_name,file_sha256,stable_hash
+from .definition import later
 from .losses import check_temperature,feature_losses,get_loss
 from .models import list_models
 from .speed import modes

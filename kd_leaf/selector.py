@@ -8,7 +8,6 @@ Docs: https://kd-leaf.github.io/kd_leaf/selector.html.md"""
 __all__ = ['selector_losses', 'selector_net', 'fit_selector', 'predict_selector', 'select']
 
 # %% ../nbs/07a_selector.ipynb #853b0900
-from functools import partial
 from types import SimpleNamespace
 import numpy as np, torch, torch.nn.functional as F
 from .core import check_name,seed_everything

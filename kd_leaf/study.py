@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from .balance import balance_plan,class_weights,smote
 from .cache import MeanLogits,cache_teacher
-from .core import alone_fields,cache_dir,check_name,check_writable,default_device,device_name,progress,project_root,results_dir,seed_everything,study_spec,variant_groups,write_csv,write_json,write_npz
+from .core import cache_dir,check_name,check_writable,default_device,device_name,progress,project_root,results_dir,seed_everything,write_csv,write_json,write_npz
 from .data import image_store,take_fraction
+from .definition import alone_fields,study_spec,variant_groups
 from .distill import KDCallback,make_learner
 from .features import FeatureKDCallback
 from .loaders import Plan,store_dls
@@ -74,6 +75,7 @@ def _distil(student, teachers, kd):
     "A student's run under one teacher's run, or several at once"
     return replace(student, **dict(teacher='+'.join(t.model for t in teachers), teacher_key='+'.join(t.key for t in teachers)) | kd)
 
+# %% ../nbs/09_study.ipynb #4d4e0406
 def make_runs(
     study:Study, # names, fields and seeds
     store # `ImageStore`, whose hash goes into every key
@@ -262,6 +264,7 @@ def take_over(
         shutil.copy(there[0].parent.parent/'preds'/f'{r.key}.npz', study.dir/'preds')
         write_json(here, json.loads(there[0].read_text()) | dict(study=study.name))
 
+# %% ../nbs/09_study.ipynb #fba58685
 @functools.cache
 def _flops(model, size):
     with torch.device('meta'): return n_flops(create_model(architecture(model), 2), size)
@@ -270,7 +273,6 @@ def _cost(run, store):
     "Arithmetic of a run: a training step is three forward passes, a teacher adds one"
     return run.epochs*run.fraction*len(store.where('train'))*(3*_flops(run.model, run.size)+sum(_flops(o, run.size) for o in run.teacher.split('+') if o))
 
-# %% ../nbs/09_study.ipynb #fba58685
 def collect(
     study:Study # whose records are gathered
 ) -> pd.DataFrame: # one tidy row a run

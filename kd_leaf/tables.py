@@ -9,11 +9,12 @@ __all__ = ['make_tables', 'make_figures', 'write_report']
 
 # %% ../nbs/10e_tables.ipynb #2e687dc0
 import pandas as pd
-from .core import results_dir,study_spec,variant_groups
+from .core import results_dir
+from .definition import main_runs,of_several,study_spec,variant_groups
 from .ensemble_report import ensemble_table,load_selectors,members
 from .figures import calibration_table,confusion_figure,pareto_figure,reliability_figure,soft_target_figure
-from .report import Table,curve_figure,gain_figure,kd_table,load_runs,of_several,pick,reproduction_table,score_figure,teacher_table
-from .variants import figure_of,main_runs,quality_figure,variant_table
+from .report import Table,curve_figure,gain_figure,kd_table,load_runs,pick,reproduction_table,score_figure,teacher_table
+from .variants import figure_of,quality_figure,variant_table
 
 # %% ../nbs/10e_tables.ipynb #1ac11c11
 def make_tables(

@@ -14,13 +14,12 @@ import numpy as np, pandas as pd
 from .committee import model_cost
 from .core import default_device,progress,stable_hash,write_csv,write_json,write_npz
 from .data import image_store
+from .definition import main_runs,of_several
 from .metrics import scores
 from .models import create_model,n_params
 from .run import architecture
 from .selector import fit_selector,predict_selector,select,selector_net
-from .report import of_several
 from .study import collect,peak_rss_mb,provenance,record_path
-from .variants import main_runs
 
 # %% ../nbs/09a_together.ipynb #ba535da3
 @dataclass(frozen=True)
