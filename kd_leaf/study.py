@@ -83,6 +83,7 @@ def make_runs(
     "The runs of a study"
     runs,g = [],study.grid
     variants = [v for group in variant_groups(g).values() for v in group]
+    if variants and g.get('from_ensemble'): raise ValueError(f"from_ensemble={g['from_ensemble']} beside variants: put it into a study without, so that it is clear which students are the ensemble")
     for seed in study.seeds:
         base = dict(dataset=store.name, dataset_sha256=store.sha256, size=study.size, seed=seed)
         for b in g['balance']:
