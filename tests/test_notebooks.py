@@ -8,7 +8,7 @@ from nbdev.config import get_config
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-TUTORIALS = ['20_tutorial_distill', '21_tutorial_ensemble']
+TUTORIALS = ['20_tutorial_distill', '21_tutorial_ensemble', '22_tutorial_your_data']
 MODULES = sorted(m for m in (ROOT/'kd_leaf').glob('*.py') if not m.name.startswith('_'))
 
 
