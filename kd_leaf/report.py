@@ -6,8 +6,9 @@ Docs: https://kd-leaf.github.io/kd_leaf/report.html.md"""
 
 # %% auto #0
 __all__ = ['place', 'scores_shown', 'load_runs', 'pick', 'show_number', 'value', 'gains', 'gain', 'made_from', 'Table', 'nice',
-           'paired_difference', 'kd_table', 'teacher_table', 'reproduction_table', 'new_axes', 'synthetic_warning',
-           'gain_figure', 'score_figure', 'curve_figure', 'class_figure']
+           'run_name', 'saved_logits', 'vocab_of', 'paired_difference', 'kd_table', 'teacher_table',
+           'reproduction_table', 'new_axes', 'synthetic_warning', 'gain_figure', 'score_figure', 'curve_figure',
+           'class_figure']
 
 # %% ../nbs/10_report.ipynb #868e5849
 import json,warnings
@@ -149,13 +150,33 @@ def nice(
 def _nice(df): return df.rename(columns=lambda c: nice(c, c.capitalize())).map(nice)
 
 # %% ../nbs/10_report.ipynb #db0ee3aa
+def run_name(
+    run # row of `load_runs`
+) -> str: # such as "CNN4 ← ResNet101"
+    "Name of a run for people"
+    return nice(run.model)+(f' ← {nice(run.teacher)}' if run.teacher else '' if run.role=='teacher' else ' alone')
+
+def saved_logits(
+    rows:pd.DataFrame, # of `load_runs`
+    split:str # "valid" or "test"
+) -> tuple: # (m, n, n_classes) float32 logits, (n,) class numbers
+    "What runs said of a split, from their predictions"
+    saved = [np.load(results_dir(r.study, r.profile)/'preds'/f'{r.key}.npz') for r in rows.itertuples()]
+    return np.stack([o[f'{split}_logits'].astype(np.float32) for o in saved]), saved[0][f'{split}_targets'].astype(int)
+
+def vocab_of(
+    run # row of `load_runs`
+) -> list: # of class names
+    "The classes of a run"
+    return json.loads((results_dir(run.study, run.profile)/'runs'/f'{run.key}.json').read_text())['vocab']
+
 def paired_difference(
     rows:pd.DataFrame, # of `load_runs`, one a seed
     others:pd.DataFrame # the same seeds
 ): # `Difference`
     "Difference in macro F1 on test between two lists of runs, and its interval, by `paired_bootstrap`"
-    saved = [[np.load(results_dir(r.study, r.profile)/'preds'/f'{r.key}.npz') for r in o.sort_values('seed').itertuples()] for o in (rows, others)]
-    return paired_bootstrap(*([f['test_logits'].astype(np.float32) for f in o] for o in saved), saved[0][0]['test_targets'])
+    (ours,targets),(theirs,_) = (saved_logits(o.sort_values('seed'), 'test') for o in (rows, others))
+    return paired_bootstrap(ours, theirs, targets)
 
 def kd_table(
     runs:pd.DataFrame, # from `load_runs`
@@ -248,21 +269,20 @@ def score_figure(
     return fig
 
 # %% ../nbs/10_report.ipynb #d5192658
-def _history(study, runs):
+def _history(runs):
     "Validation F1 by epoch, one row a run and epoch"
     rows = []
     for r in runs.itertuples():
-        h = json.loads((results_dir(study, r.profile)/'runs'/f'{r.key}.json').read_text())['history']['f1_score']
-        rows += [dict(role=r.role, model=nice(r.model)+(f' ← {nice(r.teacher)}' if r.teacher else ''), balance=nice(r.balance), seed=r.seed, epoch=k+1, f1=v) for k,v in enumerate(h)]
+        h = json.loads((results_dir(r.study, r.profile)/'runs'/f'{r.key}.json').read_text())['history']['f1_score']
+        rows += [dict(role=r.role, model=run_name(r), balance=nice(r.balance), seed=r.seed, epoch=k+1, f1=v) for k,v in enumerate(h)]
     return pd.DataFrame(rows)
 
 def curve_figure(
-    study:str, # name of a study
     runs:pd.DataFrame, # from `load_runs`
     role:str='teacher' # "teacher" or "student"
 ):
     "Macro F1 on valid by epoch; returns the matplotlib figure"
-    df = _history(study, pick(runs, role=role))
+    df = _history(pick(runs, role=role))
     fig,ax,sns = new_axes(f'Training of the {role}s', 'F1 (valid)')
     sns.lineplot(df, x='epoch', y='f1', hue='model', style='balance', markers=True, errorbar='sd' if df.seed.nunique()>1 else None, ax=ax)
     ax.legend(bbox_to_anchor=(1.01, 1), loc='upper left', fontsize=8); synthetic_warning(ax, runs)
@@ -270,16 +290,11 @@ def curve_figure(
 
 # %% ../nbs/10_report.ipynb #80ca021f
 def class_figure(
-    study:str, # name of a study
     runs:pd.DataFrame # rows of `load_runs` to compare; their predictions are read
 ):
     "F1 of each class on test, the class with most test images on top; returns the matplotlib figure"
-    rows = []
-    for r in runs.itertuples():
-        folder = results_dir(study, r.profile)
-        saved,vocab = np.load(folder/'preds'/f'{r.key}.npz'),json.loads((folder/'runs'/f'{r.key}.json').read_text())['vocab']
-        rows.append(class_report(saved['test_logits'], saved['test_targets'], vocab).assign(who=nice(r.model)+(f' ← {nice(r.teacher)}' if r.teacher else '')))
-    df = pd.concat(rows).reset_index().sort_values('support', ascending=False)
+    saved,targets = saved_logits(runs, 'test')
+    df = pd.concat([class_report(said, targets, vocab_of(r)).assign(who=run_name(r)) for said,r in zip(saved, runs.itertuples())]).reset_index().sort_values('support', ascending=False)
     fig,ax,sns = new_axes('F1 of each class', '')
     sns.stripplot(df.assign(label=df['class']+' ('+df.support.astype(str)+')'), x='f1', y='label', hue='who', size=7, jitter=False, ax=ax)
     ax.set_xlabel('F1 (test)'); ax.set_ylabel(''); ax.legend(title='', fontsize=8, bbox_to_anchor=(1.01, 1), loc='upper left'); synthetic_warning(ax, runs)

@@ -42,14 +42,14 @@ def make_figures(
     spec = study_spec(study, runs.profile[0])
     variants = {o: figure_of(runs, spec, o) for o in variant_groups(spec['grid'])}
     if len(spec['grid']['teachers'])>2: variants['quality'] = quality_figure(runs, spec)
-    if variant_groups(spec['grid']) and len(spec['grid']['students'])==1: return variants | dict(teachers=curve_figure(study, runs))
+    if variant_groups(spec['grid']) and len(spec['grid']['students'])==1: return variants | dict(teachers=curve_figure(runs))
     runs = main_runs(runs, spec)
     costs = {f"costs_{t.name.split('_')[1]}": pareto_figure(runs, t) for t in tables or make_tables(study, profile) if t.name.startswith('ensembles_')}
     distilled = pick(runs[(runs.teacher!='') & ~of_several(runs)], role='student')
     best = distilled.loc[distilled.valid_f1.idxmax()]
     teacher,alone = pick(runs, key=best.teacher_key),pick(runs, role='student', model=best.model, teacher='', balance=best.balance, seed=best.seed)
     return dict(gain=gain_figure(runs), scores=score_figure(runs), **costs, reliability=reliability_figure(pd.concat([teacher, alone, best.to_frame().T])), confusion=confusion_figure(alone.iloc[0], best),
-                soft_targets=soft_target_figure(teacher.iloc[0]), **variants, teachers=curve_figure(study, runs), students=curve_figure(study, runs, 'student'))
+                soft_targets=soft_target_figure(teacher.iloc[0]), **variants, teachers=curve_figure(runs), students=curve_figure(runs, 'student'))
 
 # %% ../nbs/10e_tables.ipynb #8d850e13
 def report_dir(

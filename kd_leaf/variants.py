@@ -9,12 +9,11 @@ __all__ = ['variant_runs', 'rare_f1', 'variant_table', 'variant_figure', 'fracti
            'quality_figure']
 
 # %% ../nbs/10c_variants.ipynb #54d5d718
-import json
 import numpy as np, pandas as pd
 from .core import check_name,results_dir
 from .definition import alone_fields,kd_only,main_runs,of_several,study_fields,variant_groups,variant_names
 from .metrics import class_report
-from .report import Table,made_from,new_axes,nice,paired_difference,pick,show_number,synthetic_warning
+from .report import Table,made_from,new_axes,nice,paired_difference,pick,saved_logits,show_number,synthetic_warning,vocab_of
 
 # %% ../nbs/10c_variants.ipynb #d5677fb0
 def variant_runs(
@@ -34,11 +33,9 @@ def rare_f1(
     n:int=3 # classes
 ) -> np.ndarray: # one a run
     "Mean F1 on test of the classes with fewest training images"
-    folder = results_dir(runs.study.iloc[0], runs.profile.iloc[0])
-    counts = pd.read_csv(folder/'classes.csv', index_col=0).train
-    vocab = json.loads((folder/'runs'/f'{runs.key.iloc[0]}.json').read_text())['vocab']
-    saved = [np.load(folder/'preds'/f'{k}.npz') for k in runs.key]
-    return np.array([class_report(o['test_logits'], o['test_targets'], vocab).f1[counts.nsmallest(n).index].mean() for o in saved])
+    counts = pd.read_csv(results_dir(runs.study.iloc[0], runs.profile.iloc[0])/'classes.csv', index_col=0).train
+    (saved,targets),vocab = saved_logits(runs, 'test'),vocab_of(runs.iloc[0])
+    return np.array([class_report(o, targets, vocab).f1[counts.nsmallest(n).index].mean() for o in saved])
 
 def _said(d): return '' if d is None else f'{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]'
 
