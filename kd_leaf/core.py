@@ -217,3 +217,8 @@ def progress(
     "A tqdm bar over `it` with the time left; quiet where nobody watches"
     from tqdm import tqdm
     return tqdm(it, desc=desc, total=total, disable=not _watched(), leave=False, mininterval=5 if _in_kernel() else .1, **kwargs)
+
+# %% ../nbs/00_core.ipynb #ed55f3ad
+def _one_thread_each(cells):
+    "Called by `nbdev-test` before it starts"
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
