@@ -1,5 +1,5 @@
 "Every loss teaches a student, and says what torchdistill's and fasterai's functions say where these have it"
-import pytest, torch
+import pytest, torch, torch.nn.functional as F
 from fastai.basics import CrossEntropyLossFlat, Learner
 from kd_leaf.core import seed_everything
 from kd_leaf.data import image_store
@@ -44,16 +44,25 @@ def test_soft_target_and_dist_are_torchdistills(logits):
     td, ((s, t), _) = peer('torchdistill.losses.mid_level'), logits
     dist = td.DISTLoss('m', 'output', 'm', 'output', beta=1., gamma=1., tau=4.)
     assert torch.allclose(losses['dist'](s, t, 4.), dist(*io(s=s, t=t)), atol=1e-5)
-    kd = td.KDLoss('m', 'output', 'm', 'output', temperature=4., reduction='batchmean')
-    assert torch.allclose(losses['soft_target'](s, t, 4.), kd(*io(s=s, t=t)), atol=1e-5)
+    kd = td.KDLoss('m', 'output', 'm', 'output', temperature=4., alpha=1., reduction='batchmean')  # its default alpha=None raises TypeError
+    assert torch.allclose(losses['soft_target'](s, t, 4.), 4**2*kd(*io(s=s, t=t)), atol=1e-5)  # without targets it leaves T² out
 
 
 def test_feature_losses_are_torchdistills(maps):
     td, (s, t) = peer('torchdistill.losses.mid_level'), maps
     at = td.ATLoss({'p': dict(student=dict(io='output', path='m'), teacher=dict(io='output', path='m'))})
-    sp = td.SPKDLoss('m', 'm', 'batchmean')
     rkd = td.RKDLoss('m', 'm', dist_factor=1., angle_factor=2., reduction='mean')
-    for name, theirs in dict(attention=at, sp=sp, rkd=rkd).items(): assert torch.allclose(feature_losses[name](s, t), theirs(*io(s=s, t=t)), rtol=1e-4, atol=1e-6), name
+    for name, theirs in dict(attention=at, rkd=rkd).items(): assert torch.allclose(feature_losses[name](s, t), theirs(*io(s=s, t=t)), rtol=1e-4, atol=1e-6), name
+
+
+def test_sp_has_rows_of_norm_2(maps):
+    "torchdistill's `normalize(x, 1)` hands 1 to p, not to dim: its rows have an L1 norm of 1, the paper's (and ours) an L2 norm"
+    td, (s, t) = peer('torchdistill.losses.mid_level'), maps
+    def with_norm(p):
+        a, b = (F.normalize(o.flatten(1)@o.flatten(1).T, p=p, dim=1) for o in (s, t))
+        return (a-b).pow(2).mean()
+    assert torch.allclose(feature_losses['sp'](s, t), with_norm(2), rtol=1e-4)
+    assert torch.allclose(td.SPKDLoss('m', 'm', 'batchmean')(*io(s=s, t=t)), with_norm(1), rtol=1e-4)
 
 
 def test_losses_are_fasterais(logits, maps):
