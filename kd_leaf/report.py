@@ -102,6 +102,7 @@ def made_from(
     one = lambda k: ', '.join(map(str, runs[k].unique()))
     n = runs.seed.nunique()
     what = '**Synthetic leaves, drawn by code: says nothing about real ones.** ' if runs.synthetic.any() else ''
+    if 'n_train' in runs and runs.n_train.max()<200: what += f'**Trained on {runs.n_train.max()} images, far too few for a result: this shows that the study runs.** '
     return (f"{what}Images: {one('dataset')} ({one('dataset_sha256')[:12]}), {one('size')} px; profile {one('profile')}, "
             f"{f'{n} seeds, mean ± sd' if n>1 else 'one seed, so no spread'}; scores on the test split at the last epoch, precision, recall and F1 macro. "
             f"Made on {one('device')}, torch {one('torch')}, commit {one('commit')}{' with uncommitted changes' if runs.dirty.any() else ''}.")
