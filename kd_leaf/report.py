@@ -179,6 +179,7 @@ def paired_difference(
     (ours,targets),(theirs,_) = (saved_logits(o.sort_values('seed'), 'test') for o in (rows, others))
     return paired_bootstrap(ours, theirs, targets)
 
+# %% ../nbs/10_report.ipynb #6c026e2f
 def kd_table(
     runs:pd.DataFrame, # from `load_runs`
     teacher:str, # model
