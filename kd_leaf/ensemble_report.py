@@ -88,6 +88,6 @@ def ensemble_table(
         for f in ('difference', 'low', 'high'): data[f'{f}_{k}'] = data.name.map({name: getattr(d, f) for name,d in diffs.items()})
         data[f'p_{k}'] = data.name.map(p)
         text[f'− {other}'] = data.name.map({name: f'{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]{"*" if p[name]<.05 else ""}' for name,d in diffs.items()}).fillna('')
-    caption = (made_from(pd.concat([*members(runs, balance), pick(runs, role='teacher', balance=balance)]))+' Ensembles of all distilled students, fitted on valid; a selector looks at the image and asks one of them (right) or weighs them (gate). '
+    caption = (made_from(runs[runs.balance==balance][lambda o: (o.role=='teacher') | (o.teacher!='')])+' Ensembles of all distilled students, fitted on valid; a selector looks at the image and asks one of them (right) or weighs them (gate). '
                'Minus: difference in F1 with its 95 % interval by a paired bootstrap over test images and seeds; * p < 0.05 after Holm. ms: for one picture, one after the other. ECE: expected calibration error. The oracle knows which member is right, and bounds every choice of one. From ensemble: a single student taught by all members at once.')
     return Table(f'ensembles_{balance}', f'The students together, {nice(balance)}', caption, data, text.rename(columns=lambda c: c if c=='ms' else nice(c, c[0].upper()+c[1:])))
