@@ -95,7 +95,8 @@ def create_model(
     if name=='cnn4': model = cnn4(n_classes)
     elif weights=='imagenet': model = _new_head(_strip_aux(torchvision.models.get_model(name, weights='DEFAULT')), n_classes)
     else:
-        model = _strip_aux(torchvision.models.get_model(name, weights=None, num_classes=n_classes, **_init_args(name)))
+        n = 1000 if re.match('efficientnet|mnasnet', name) else n_classes # these draw a head from its number of outputs: for few, far too large
+        model = _new_head(_strip_aux(torchvision.models.get_model(name, weights=None, num_classes=n, **_init_args(name))), n_classes)
     if weights not in ('none', 'imagenet'): load_weights(model, weights)
     elif weights=='imagenet' and name=='cnn4': raise ValueError("cnn4 has no ImageNet weights: use weights='none' or a file")
     return model
