@@ -10,7 +10,7 @@ __all__ = ['project_root', 'shipped_dir', 'toml_files', 'results_dir', 'cache_di
            'check_name', 'check_parameters', 'as_list', 'as_bool', 'progress']
 
 # %% ../nbs/00_core.ipynb #8a0cb7f7
-import contextlib,difflib,hashlib,json,os,platform,random,sys,tempfile,tomllib
+import contextlib,difflib,hashlib,json,os,platform,random,sys,tempfile,threading,tomllib
 from pathlib import Path
 import numpy as np, pandas as pd
 
@@ -81,7 +81,7 @@ def atomic_path(
     "Context manager: a temporary path that becomes `path` when the block ends well, and is removed otherwise"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    tmp = path.with_name(f'.{path.name}.{os.getpid()}-{threading.get_ident()}.tmp')
     try:
         yield tmp
         os.replace(tmp, path)

@@ -14,6 +14,7 @@ from dataclasses import asdict,dataclass,field,fields,replace
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
+from filelock import FileLock
 from .balance import balance_plan,class_weights,smote
 from .cache import MeanLogits,cache_teacher
 from .core import cache_dir,check_name,check_writable,default_device,device_name,progress,project_root,results_dir,seed_everything,write_csv,write_json,write_npz
@@ -305,7 +306,9 @@ def run_study(
             bar.set_description(f'{study.name} {k+1}/{len(todo)} {run}')
             error = study.dir/'runs'/f'{run.key}.error.json'
             try:
-                do_run(run, study, stores[run], device, [Ticker(lambda share: bar.update(share*costs[run]/sum(costs.values())))])
+                with FileLock(weights_path(run.key).with_suffix('.lock')): # where another process is at the same run: wait for it
+                    if resume: take_over(study, [run])
+                    if run in todo_runs(study, runs, resume): do_run(run, study, stores[run], device, [Ticker(lambda share: bar.update(share*costs[run]/sum(costs.values())))])
                 error.unlink(missing_ok=True)
             except Exception as e:
                 failed[run] = f'{type(e).__name__}: {e}' # and not the exception, which would keep the run's memory

@@ -119,7 +119,8 @@ def output_md(out, opts, page):
         page.media[name] = data.encode() if 'svg' in mime else b64decode(data)
         caption = opts.get('fig-cap', '').strip('"')
         return f'![{caption}]({name})' + ('' if caption else f'{{alt="{opts.get("fig-alt", "output of the code above").strip(chr(34))}"}}')
-    return data if mime in ('text/markdown', 'text/latex') else fence(data, '.output')
+    if mime == 'text/markdown': return re.sub(r'(?<=\d) (?=[±[])|(?<=±) |(?<=\d,) (?=[+-]\d)', '\N{NO-BREAK SPACE}', data)  # "0.28 ± 0.01 [-0.01, +0.02]" on one line
+    return data if mime == 'text/latex' else fence(data, '.output')
 
 
 def cell_md(cell, page):

@@ -1,0 +1,67 @@
+"A data set that nobody here has seen goes from folder to tables with one papermill command; a bad one is refused before anything is trained"
+import os, shutil, subprocess
+from pathlib import Path
+import numpy as np, pandas as pd
+import pytest
+from PIL import Image
+from test_resume import PAPERMILL, project
+
+CLASSES = {'Röhre (lang)': (180, 60, 40), 'scheibe': (60, 160, 70), 'Ωmega_2': (60, 70, 190)}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "Class folders as people have them: no splits, odd names, other sizes, modes and file types, a note among the images"
+    root, rng = tmp_path_factory.mktemp('own')/'my shapes', np.random.default_rng(0)
+    for (name, colour), n in zip(CLASSES.items(), (30, 18, 12)):
+        (root/name).mkdir(parents=True)
+        for i in range(n):
+            im = Image.fromarray(np.clip(rng.normal(colour, 60, (*rng.integers(20, 70, 2), 3)), 0, 255).astype('uint8'))
+            kind, mode = [('jpg', 'RGB'), ('PNG', 'RGBA'), ('jpeg', 'L'), ('png', 'P')][i % 4]
+            im.convert(mode).save(root/name/f'{i} a.{kind}')
+    (root/'notes.txt').write_text('collected in spring')
+    return root
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory): return project(tmp_path_factory.mktemp('own_project')/'p')
+
+
+def experiment(root, dataset):
+    env = {k: v for k, v in os.environ.items() if not k.startswith('KD_LEAF')} | dict(PYTHONPATH=str(root), KD_LEAF_CACHE=str(root/'cache'))
+    return subprocess.run([PAPERMILL, 'nbs/30_experiment.ipynb', 'out.ipynb', '-p', 'study', 'brain_tumour', '-p', 'profile', 'quick', '-p', 'dataset', str(dataset)],
+                          cwd=root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def test_from_folder_to_tables(root, folder):
+    p = experiment(root, folder)
+    assert p.returncode == 0, p.stderr
+    out = root/'results_quick/brain_tumour@my shapes'
+    df = pd.read_csv(out/'runs.csv')
+    assert sorted(df.role) == ['student', 'student', 'teacher'] and set(df.dataset) == {'my shapes'}
+    assert {f.stem for f in (out/'tables').glob('*.md')} == {'teachers', 'efficientnet_b0_none', 'calibration'}
+    caption = (out/'tables/efficientnet_b0_none.md').read_text()
+    assert 'my shapes' in caption and 'far too few' in caption
+    counts = pd.read_csv(out/'classes.csv').set_index('class')
+    assert counts.sum(axis=1).to_dict() == dict(zip(CLASSES, (30, 18, 12)))
+    assert all(len(np.load(out/f'preds/{k}.npz')['test_targets']) == counts.test.sum() for k in df.key)
+    assert (out/'figures/gain.svg').exists()
+
+
+def spoil_one_class(d): [shutil.rmtree(d/c) for c in list(CLASSES)[1:]]
+def spoil_a_file(d): (d/'scheibe/broken.jpg').write_bytes(b'no image')
+def spoil_all(d): shutil.rmtree(d)
+
+
+@pytest.mark.parametrize('spoil, message', [
+    (spoil_one_class, "has a single class, 'Röhre (lang)'"),
+    (spoil_a_file, 'broken.jpg'),
+    (spoil_all, 'there is no folder'),
+], ids=lambda o: getattr(o, '__name__', None))
+def test_bad_folders_stop_at_once(root, folder, tmp_path, spoil, message):
+    bad = tmp_path/'bad'
+    shutil.copytree(folder, bad)
+    spoil(bad)
+    p = experiment(root, bad)
+    assert p.returncode != 0 and message in p.stderr
+    assert not list(root.glob('results_quick/brain_tumour@bad/runs/*'))
