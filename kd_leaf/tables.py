@@ -122,7 +122,7 @@ def overview_table() -> Table: # a row a study
         alone,best = (pick(runs, role='student', model=model, balance=balance, teacher=t) for t in ('', teacher))
         gain,taught_by = paired_difference(best, alone),runs[runs.key.isin(best.teacher_key)]
         rows.append(dict(study=name, title=spec['title'], student=model, teacher=teacher, images=best.n_train.max(), size=best.params.iloc[0]/taught_by.params.iloc[0],
-                         teacher_f1=taught_by.f1.mean(), alone_f1=alone.f1.mean(), kd_f1=best.f1.mean(), gain=gain.difference, low=gain.low, high=gain.high, profile=runs.profile[0], seeds=best.seed.nunique()))
+                         teacher_f1=taught_by.f1.mean(), alone_f1=alone.f1.mean(), kd_f1=best.f1.mean(), gain=gain.difference, low=gain.low, high=gain.high, profile=runs.profile.iloc[0], seeds=best.seed.nunique()))
     data = pd.DataFrame(rows)
     text = pd.DataFrame({'Study': [r.title+(f" ({r.study.split('@')[1]})" if '@' in r.study else '') for r in data.itertuples()], 'Student': data.student.map(nice), 'Teacher': data.teacher.map(nice), 'Images': data.images.map('{:,}'.format), 'Size': data['size'].map('{:.1%}'.format), "Teacher's F1": data.teacher_f1.map('{:.3f}'.format),
                          'Alone': data.alone_f1.map('{:.3f}'.format), 'Distilled': data.kd_f1.map('{:.3f}'.format), 'Gain': [f'{r.gain:+.3f} [{r.low:+.3f}, {r.high:+.3f}]'+(' †' if r.images<few_images else '') for r in data.itertuples()]})

@@ -15,7 +15,7 @@ def shown(nb):
     return [''.join(o['data']['text/markdown']) for c in nb.cells if c.cell_type == 'code' for o in c.outputs if 'data' in o and 'text/markdown' in o['data']]
 
 
-@pytest.mark.parametrize('name', ['index', '40_leaf', '44_balls', '50_benchmark'])
+@pytest.mark.parametrize('name', ['index', '40_leaf', '41_brain_tumour', '42_cifar10_selector', '43_roads', '44_balls', '50_benchmark'])
 def test_stored_outputs_are_what_the_records_give(name):
     stored = nbformat.read(ROOT/f'nbs/{name}.ipynb', 4)
     fresh = NotebookClient(nbformat.read(ROOT/f'nbs/{name}.ipynb', 4), timeout=300, resources=dict(metadata=dict(path=ROOT/'nbs'))).execute()
@@ -67,10 +67,11 @@ def test_teachers_have_something_to_teach():
 def test_tables_on_disk_are_what_the_records_give():
     from kd_leaf.tables import make_tables
     studies = [f.parent.name for f in ROOT.glob('results/*/runs')]
-    assert {'leaf', 'views', 'ablations'} <= {*studies}
+    assert {'leaf', 'views', 'ablations', 'brain_tumour', 'brain_tumour@brain-tumor-binary', 'cifar10_selector', 'roads', 'balls'} <= {*studies}
     for study in studies:
         tables = make_tables(study)
         assert len({t.name for t in tables}) == len(tables)
+        assert {f.stem for f in (ROOT/f'results/{study}/tables').iterdir()} == {t.name for t in tables}
         for t in tables: assert (ROOT/f'results/{study}/tables/{t.name}.md').read_text() == t._repr_markdown_()+'\n'
 
 
