@@ -45,7 +45,7 @@ def variant_names(
     "Fields that some variant of a study changes"
     return {k for vs in variant_groups(spec['grid']).values() for v in vs for k in v}
 
-later = dict(views=0, teaching='', unlabelled=False, augment=True) # fields that the oldest records do not have, with what they stand for
+later = dict(views=0, teaching='', unlabelled=False, augment=True, upright=False) # fields that the oldest records do not have, with what they stand for
 kd_only = {'teacher', 'loss', 'temperature', 'alpha', 'teaching', 'unlabelled'} # fields that no student alone has
 
 def alone_fields(

@@ -163,9 +163,11 @@ class StoreDataLoaders(DataLoaders):
         return self.valid.new(StoreDataset(loose, Plan.of(range(len(ims))), 1), **own)
 
 # %% ../nbs/01a_loaders.ipynb #4cf5be75
-def leaf_transforms() -> list: # fastai batch transforms
+def leaf_transforms(
+    upright:bool=False # the pictures have a top, unlike leaves: no up-down flips, rotation to 10 degrees
+) -> list: # fastai batch transforms
     "Augmentation for leaves: flips, rotation to 30 degrees, zoom to 1.2, light changes of 20 %, on the device"
-    return aug_transforms(flip_vert=True, max_rotate=30., max_zoom=1.2, max_lighting=.2, max_warp=0.)
+    return aug_transforms(flip_vert=not upright, max_rotate=10. if upright else 30., max_zoom=1.2, max_lighting=.2, max_warp=0.)
 
 # %% ../nbs/01a_loaders.ipynb #7988faf0
 def store_dls(
@@ -174,13 +176,14 @@ def store_dls(
     bs:int=64, # batch size
     augment:bool=True, # apply `leaf_transforms` in training
     epoch_size:int=None, # pictures in an epoch; the whole plan by default
-    device=None # "cpu", "cuda", …; the fastest by default
+    device=None, # "cpu", "cuda", …; the fastest by default
+    upright:bool=False # the pictures have a top: `leaf_transforms` never turns them over
 ) -> StoreDataLoaders: # train, valid, test
     "fastai `DataLoaders` over a store; `ValueError` if there is too little to train on"
     plan = Plan.of(store.where('train')) if plan is None else plan
     if len(plan)<2: raise ValueError(f'{len(plan)} training pictures: batch normalisation needs at least 2')
     n = min(epoch_size or len(plan), len(plan))
-    tfms = lambda aug: [IntToFloatTensor(), *(leaf_transforms() if aug else []), Normalize.from_stats(*imagenet_stats)]
+    tfms = lambda aug: [IntToFloatTensor(), *(leaf_transforms(upright) if aug else []), Normalize.from_stats(*imagenet_stats)]
     train = StoreLoader(StoreDataset(store, plan), bs=bs, shuffle=True, n=n, drop_last=n>bs and n%bs==1, after_batch=tfms(augment))
     rest = [StoreLoader(StoreDataset(store, Plan.of(store.where(s)), 1), bs=bs, after_batch=tfms(False)) for s in ('valid', 'test')]
     device = torch.device(device or default_device())

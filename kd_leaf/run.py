@@ -67,6 +67,7 @@ class Run:
     alpha:float = 0.        # weight of the distillation term; 0 without
     views:int = 0           # replayed views of each picture, for which the teacher is asked once; 0: fastai's augmentation, teacher online
     augment:bool = True     # pictures are flipped, turned, zoomed and lit differently in training
+    upright:bool = False    # the pictures have a top: they are never turned over, and turned by 10 degrees at most
     unlabelled:bool = False # the rest of the training split is shown, too, without labels: the teacher alone speaks of it
     teaching:str = ''       # with views: '' from the cache, "online" at each step, "unmatched" by the answer to view 0, whatever view is shown
 

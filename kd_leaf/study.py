@@ -179,8 +179,8 @@ def fit_run(
     idx = store.where('train')
     idx = idx[take_fraction(store.labels[idx], [store.ids[i] for i in idx], run.fraction, run.seed)]
     teachers = _load_teachers(run, len(store.vocab)) if run.teacher else []
-    views = Views(run.views) if run.augment else Views(run.views, flip=False, rotate=0, zoom=1, light=0)
-    make = partial(view_dls, views=views) if run.views or not run.augment else store_dls
+    recipe = dict(flip=False, rotate=0, zoom=1, light=0) if not run.augment else dict(flip_vert=False, rotate=10.) if run.upright else {}
+    make = partial(view_dls, views=Views(run.views, **recipe)) if run.views or not run.augment else partial(store_dls, upright=run.upright)
     dls = make(store, plan=_plan(run, store, idx, teachers, device), bs=run.bs, epoch_size=len(idx), device=device)
     kind,weights = architecture(run.model),_weights_of(run.pretraining, run.model) if run.pretraining else run.weights
     mode = fast_mode(kind, run.size, device) if run.mode=='auto' else run.mode

@@ -49,10 +49,11 @@ class Views:
     "A recipe for views of pictures that come out the same each time (arXiv:2106.05237)"
     n:int=20           # views of each picture, shown in turn; 0: a new one each epoch, for ever
     seed:int=0         # another seed, other views
-    flip:bool=True     # left-right and up-down
+    flip:bool=True     # left-right, and up-down if `flip_vert`
     rotate:float=30.   # degrees to either side
     zoom:float=1.2     # largest, 1 or more; the crop lies anywhere
     light:float=.2     # change of brightness and of contrast, as a share
+    flip_vert:bool=True # False for pictures that have a top
 
     def __post_init__(self):
         for k,ok,want in (('n', self.n>=0, '0 or more'), ('rotate', 0<=self.rotate<=180, 'between 0 and 180 degrees'), ('zoom', self.zoom>=1, '1 or more'), ('light', 0<=self.light<1, 'from 0 up to 1')):
@@ -69,7 +70,7 @@ def draw(self:Views,
 ) -> tuple: # (bs, 2, 3) affine map from view to picture, (bs,) gain and (bs,) offset of the light; float32
     "What happens to each picture in a view"
     u = (mix64(self.seed, np.asarray(keys)[:, None], np.reshape(view, (-1, 1)), np.arange(8)) >> np.uint64(11))*2.**-53 # in [0, 1)
-    lr,ud = np.where((u[:, :2]<.5) & self.flip, -1, 1).T
+    lr,ud = np.where((u[:, :2]<.5) & [self.flip, self.flip and self.flip_vert], -1, 1).T
     angle,side = (2*u[:, 2]-1)*np.pi/180*self.rotate,1/(1+u[:, 3]*(self.zoom-1)) # side of the crop, as a share
     cos,sin = side*np.cos(angle),side*np.sin(angle)
     dx,dy = ((2*u[:, 4:6]-1)*(1-side)[:, None]).T
