@@ -308,7 +308,9 @@ def run_study(
             try:
                 with FileLock(weights_path(run.key).with_suffix('.lock')): # where another process is at the same run: wait for it
                     if resume: take_over(study, [run])
-                    if run in todo_runs(study, runs, resume): do_run(run, study, stores[run], device, [Ticker(lambda share: bar.update(share*costs[run]/sum(costs.values())))])
+                    tick = lambda share: bar.update(share*costs[run]/sum(costs.values()))
+                    if run in todo_runs(study, runs, resume): do_run(run, study, stores[run], device, [Ticker(tick)])
+                    else: tick(1)
                 error.unlink(missing_ok=True)
             except Exception as e:
                 failed[run] = f'{type(e).__name__}: {e}' # and not the exception, which would keep the run's memory

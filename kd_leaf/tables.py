@@ -107,7 +107,7 @@ def source_table() -> Table: # a row a number that a source prints
     data = pd.DataFrame(rows)
     data['difference'] = data.ours-data.source
     number = lambda form: lambda o: '' if np.isnan(o) else form.format(o)
-    text = pd.DataFrame({'Study': data.study, 'What': data.what, 'Source': data.source.map(number('{:.3f}')), 'Ours': data.text, 'Difference': data.difference.map(number('{:+.3f}')), 'Why they may differ': data.why})
+    text = pd.DataFrame({'Study': data.study.str.replace('@', ', '), 'What': data.what, 'Source': data.source.map(number('{:.3f}')), 'Ours': data.text, 'Difference': data.difference.map(number('{:+.3f}')), 'Why they may differ': data.why.mask(data.why.duplicated(), 'as above')})
     return Table('sources', 'The sources and ours', 'Ours: mean ± sd over the seeds on record, on the test split; how each row was made stands on the page of its study.', data.drop(columns='text'), text)
 
 # %% ../nbs/10e_tables.ipynb #a408fc53
