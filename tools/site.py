@@ -119,7 +119,7 @@ def output_md(out, opts, page):
         page.media[name] = data.encode() if 'svg' in mime else b64decode(data)
         caption = opts.get('fig-cap', '').strip('"')
         return f'![{caption}]({name})' + ('' if caption else f'{{alt="{opts.get("fig-alt", "output of the code above").strip(chr(34))}"}}')
-    if mime == 'text/markdown': return re.sub(r'(?<=\d) (?=[±[])|(?<=±) |(?<=\d,) (?=[+-]\d)', '\N{NO-BREAK SPACE}', data)  # "0.28 ± 0.01 [-0.01, +0.02]" on one line
+    if mime == 'text/markdown': return re.sub(r'(?<=\d) (?=±)|(?<=±) |(?<=\d,) (?=[+-]\d)', '\N{NO-BREAK SPACE}', data)  # "0.28 ± 0.01" and "[-0.01, +0.02]" on one line each
     return data if mime == 'text/latex' else fence(data, '.output')
 
 
