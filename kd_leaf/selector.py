@@ -43,7 +43,8 @@ def fit_selector(
     lr:float=3e-3, # highest learning rate
     bs:int=32, # batch size
     seed:int=0, # of Python, numpy and torch
-    device=None # "cpu", "cuda", …; the fastest by default
+    device=None, # "cpu", "cuda", …; the fastest by default
+    upright:bool=False # the pictures have a top: they are never turned over
 ) -> Learner: # its model gives (bs, m)
     "Train a selector; `ValueError` if the logits are not of these images"
     check_name(learns, selector_losses, 'selector')
@@ -54,7 +55,7 @@ def fit_selector(
     rows[idx] = np.arange(len(idx)) # what the loader gives instead of classes: the row of the tables below
     numbered = SimpleNamespace(**{k: getattr(store, k) for k in ('images', 'splits', 'ids', 'size')}, vocab=list(map(str, range(len(logits)))), labels=rows, where=store.where)
     seed_everything(seed)
-    dls = store_dls(numbered, Plan.of(idx), bs=bs, device=device)
+    dls = store_dls(numbered, Plan.of(idx), bs=bs, device=device, upright=upright)
     tables = [torch.tensor(o.T, dtype=torch.float32, device=dls.device) for o in (np.take_along_axis(log_softmax(logits, axis=-1), y[None, :, None], -1)[..., 0], logits.argmax(-1)==y)]
     loss = lambda out, row: selector_losses[learns](out, *(o[torch.as_tensor(row).long()] for o in tables))
     learn = Learner(dls, selector_net(len(logits)), loss_func=loss, cbs=_NoValid())

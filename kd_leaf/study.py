@@ -22,7 +22,7 @@ from .data import image_store,take_fraction
 from .definition import alone_fields,study_spec,variant_groups
 from .distill import KDCallback,make_learner
 from .features import FeatureKDCallback
-from .loaders import Plan,store_dls
+from .loaders import Plan,store_dls,turning
 from .losses import feature_losses
 from .metrics import scores
 from .models import create_model,n_flops,n_params,save_weights,smote_features
@@ -179,7 +179,7 @@ def fit_run(
     idx = store.where('train')
     idx = idx[take_fraction(store.labels[idx], [store.ids[i] for i in idx], run.fraction, run.seed)]
     teachers = _load_teachers(run, len(store.vocab)) if run.teacher else []
-    recipe = dict(flip=False, rotate=0, zoom=1, light=0) if not run.augment else dict(flip_vert=False, rotate=10.) if run.upright else {}
+    recipe = turning[run.upright] if run.augment else dict(flip=False, rotate=0, zoom=1, light=0)
     make = partial(view_dls, views=Views(run.views, **recipe)) if run.views or not run.augment else partial(store_dls, upright=run.upright)
     dls = make(store, plan=_plan(run, store, idx, teachers, device), bs=run.bs, epoch_size=len(idx), device=device)
     kind,weights = architecture(run.model),_weights_of(run.pretraining, run.model) if run.pretraining else run.weights

@@ -17,7 +17,7 @@ from .data import image_store
 from .definition import main_runs,of_several
 from .metrics import scores
 from .models import create_model,n_params
-from .run import architecture
+from .run import architecture,decides
 from .selector import fit_selector,predict_selector,select,selector_net
 from .study import collect,peak_rss_mb,provenance,record_path
 
@@ -35,9 +35,10 @@ class Choice:
     epochs:int = 30        # of one-cycle training
     lr:float = 3e-3        # highest learning rate
     bs:int = 32            # batch size
+    upright:bool = False   # the pictures have a top: they are never turned over
 
     @property
-    def key(self): return stable_hash(asdict(self))
+    def key(self): return stable_hash(decides(self))
     def __str__(self): return f'selector ({self.learns}) of {len(self.members)} {self.balance} seed {self.seed}'
 
 # %% ../nbs/09a_together.ipynb #423d5abb
@@ -51,7 +52,7 @@ def make_choices(
     rows = rows[(rows.role=='student') & (rows.teacher!='') & ~of_several(rows)].sort_values(['model', 'teacher', 'key'])
     out = []
     for (seed,balance),g in rows.groupby(['seed', 'balance']):
-        same = dict(dataset=g.dataset.iloc[0], dataset_sha256=g.dataset_sha256.iloc[0], balance=balance, size=int(g['size'].iloc[0]), seed=int(seed))
+        same = dict(dataset=g.dataset.iloc[0], dataset_sha256=g.dataset_sha256.iloc[0], balance=balance, size=int(g['size'].iloc[0]), seed=int(seed), upright=bool(g.upright.iloc[0]))
         if len(g)>1: out += [Choice(tuple(g.key), learns, **same, **fields) for learns in ('right', 'gate')]
     return out
 
@@ -66,7 +67,7 @@ def do_choice(
     device,saved = device or default_device(),[np.load(study.dir/'preds'/f'{k}.npz') for k in choice.members]
     said = {s: np.stack([o[f'{s}_logits'] for o in saved]).astype(np.float32) for s in ('valid', 'test')}
     idx,start = {s: store.where(s) for s in said},time.perf_counter()
-    learn = fit_selector(store, idx['valid'], said['valid'], choice.learns, choice.epochs, choice.lr, choice.bs, choice.seed, device)
+    learn = fit_selector(store, idx['valid'], said['valid'], choice.learns, choice.epochs, choice.lr, choice.bs, choice.seed, device, choice.upright)
     train_s = time.perf_counter()-start
     chosen = {s: predict_selector(learn, store, idx[s]) for s in said}
     log_p = {s: select(said[s], chosen[s], soft=choice.learns=='gate') for s in said}
