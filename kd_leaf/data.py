@@ -21,22 +21,29 @@ from .synthetic import synthetic_leaves
 # %% ../nbs/01_data.ipynb #cb954fcf
 _split_names = dict(train='train', training='train', valid='valid', val='valid', validation='valid', test='test', testing='test')
 
+def _dirs(p): return sorted(o for o in p.iterdir() if o.is_dir() and not o.name.startswith('.'))
+def _files(p): return [o for o in sorted(p.rglob('*')) if o.is_file() and not any(k.startswith('.') for k in o.relative_to(p).parts)]
+
+def _split_folders(root):
+    "Folders of a split, with its name; there are none if *valid* is the name of a class, beside *broken*"
+    named = {o: _split_names[o.name.lower()] for o in _dirs(root) if o.name.lower() in _split_names}
+    return named if 'train' in named.values() or any(map(_dirs, named)) else {}
+
 def list_images(
     root, # folder of class folders, or of train/valid/test folders of them
     seed:int=0 # for the splits that must be made
 ) -> pd.DataFrame: # one row a file: path, id (path within root), label, split, sha256
     "All files of a data set with their class and split; splits that are missing are made"
     root = Path(root)
-    dirs = lambda p: sorted(o for o in p.iterdir() if o.is_dir() and not o.name.startswith('.'))
-    tops = {o: _split_names[o.name.lower()] for o in dirs(root) if o.name.lower() in _split_names} or {root: 'all'}
-    rows = [(f, cls.name, split) for top,split in tops.items() for cls in dirs(top)
-            for f in sorted(cls.rglob('*')) or [None] if f is None or f.is_file() and not f.name.startswith('.')]
+    tops = _split_folders(root) or {root: 'all'}
+    rows = [(f, cls.name, split) for top,split in tops.items() for cls in _dirs(top) for f in _files(cls) or [None]]
     df = pd.DataFrame(rows, columns=['path', 'label', 'split'])
     _check_classes(df, root)
     df['id'] = [f.relative_to(root).as_posix() for f in df.path]
     df['sha256'] = [file_sha256(f) for f in df.path]
     df = _make_splits(df, seed)
     _warn_duplicates(df)
+    _warn_missing(df)
     return df
 
 def _make_splits(df, seed):
@@ -67,6 +74,12 @@ def _warn_duplicates(df):
     if twins: warnings.warn(f"{len(twins)} pictures stand in more than one split, such as {' = '.join(twins[0].id)}: "
                             "scores on valid or test will flatter; remove them from one side", stacklevel=3)
 
+def _warn_missing(df):
+    "Warn of classes without a picture in some split"
+    counts = pd.crosstab(df.label, df.split)
+    if (few := counts.index[(counts==0).any(axis=1)]).size:
+        warnings.warn(f"no picture in each of train, valid and test: {', '.join(few)}; macro scores count such a class as never found: add pictures, or remove it", stacklevel=3)
+
 # %% ../nbs/01_data.ipynb #ea7f76dd
 def take_fraction(
     labels, # (n,) class of each image
@@ -90,7 +103,10 @@ def decode_image(
 ): # uint8 (size, size, 3), or a string that says what is wrong
     "One picture, turned upright and cropped to the centre square"
     try:
-        with Image.open(path) as im: return np.asarray(ImageOps.fit(ImageOps.exif_transpose(im).convert('RGB'), (size, size), Image.BICUBIC))
+        with Image.open(path) as im:
+            if im.mode in ('I', 'F'): return f'pixels of 32 bits (mode {im.mode}), whose range is not known: save as 8 or 16 bits'
+            if im.mode.startswith('I;16'): im = Image.fromarray((np.asarray(im)/257).astype(np.uint8)) # `convert` would cut all above 255 off
+            return np.asarray(ImageOps.fit(ImageOps.exif_transpose(im).convert('RGB'), (size, size), Image.BICUBIC))
     except Exception as e: return f'{type(e).__name__}: {e}'
 
 def _decode_all(df, size, on_bad):
@@ -98,7 +114,7 @@ def _decode_all(df, size, on_bad):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         ims = list(progress(pool.map(lambda f: decode_image(f, size), df.path), f'decoding at {size} px', len(df)))
     bad = [f'  {i}: {o}' for i,o in zip(df.id, ims) if isinstance(o, str)]
-    if bad and on_bad!='skip': raise ValueError(f"{len(bad)} of {len(df)} files cannot be read as images; remove them, or pass on_bad='skip':\n"+'\n'.join(bad))
+    if bad and on_bad!='skip': raise ValueError(f"{len(bad)} of {len(df)} files cannot be read as images; remove them, or give `image_store` on_bad='skip':\n"+'\n'.join(bad))
     if bad: warnings.warn(f'{len(bad)} of {len(df)} files cannot be read as images and are left out:\n'+'\n'.join(bad), stacklevel=4)
     good = [not isinstance(o, str) for o in ims]
     df = df[good].reset_index(drop=True)

@@ -8,6 +8,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/ensemble_report.html.md"""
 __all__ = ['members', 'load_selectors', 'ensemble_table']
 
 # %% ../nbs/10b_ensemble_report.ipynb #1dcd70ab
+import warnings
 import numpy as np, pandas as pd
 from .core import results_dir
 from .definition import of_several
@@ -43,6 +44,17 @@ def _together(groups, kind):
         out.append(oracle(test, targets) if kind=='oracle' else fit_ensemble(kind, *saved_logits(g, 'valid'))(test))
     return np.stack(out)
 
+def _fitted(groups):
+    "Pairs of a kind of ensemble and what it says on test; a kind for which valid has too few images is left out, with a warning"
+    for kind in ensembles:
+        try: yield kind,_together(groups, kind)
+        except ValueError as e: warnings.warn(f'no {kind}: {e}')
+
+def _asked(selectors, n):
+    "(n,) share of the test images for which each member is asked"
+    who = [np.load(results_dir(r.study, r.profile)/'preds'/f'{r.key}.npz')['test_choice'].argmax(1) for r in selectors.itertuples()]
+    return np.bincount(np.concatenate(who), minlength=n)/sum(map(len, who))
+
 def _ms(runs):
     "Milliseconds that a model takes for one picture, by name; nothing if they were not measured"
     file = results_dir(runs.study.iloc[0], runs.profile.iloc[0])/'costs.csv'
@@ -60,10 +72,12 @@ def _rows(runs, balance, selectors):
     for name,g in teachers.groupby('model'):
         said = saved_logits(g.sort_values('seed'), 'test')[0]
         out.append((nice(name), 'teacher', said if len(said)==len(groups) else np.repeat(said[:1], len(groups), 0), g.params.iloc[0], cost.get(name, np.nan)))
-    out += [(kind.replace('_', ' '), 'ensemble', _together(groups, kind), params, sum(each)) for kind in ensembles]
+    out += [(kind.replace('_', ' '), 'ensemble', said, params, sum(each)) for kind,said in _fitted(groups)]
+    if 'stacking' in [name for name,*_ in out]: # what of it is due to there being several?
+        out.append(('stacking of the best alone', 'control', _together([g[(g.model==model) & (g.teacher==teacher)] for g in groups], 'stacking'), *out[0][3:]))
     for name,g in ([] if selectors is None else selectors[selectors.balance==balance].groupby('model', sort=False)):
         if len(g)==len(groups):
-            ms = cost.get('selector', np.nan)+(np.mean(each) if name=='selector_right' else sum(each))
+            ms = cost.get('selector', np.nan)+(_asked(g, len(each))@each if name=='selector_right' else sum(each))
             out.append((f"selector ({name.removeprefix('selector_')})", 'ensemble', saved_logits(g.sort_values('seed'), 'test')[0], params+g.params.iloc[0], ms))
     for key,g in runs[of_several(runs) & (runs.balance==balance)].groupby('model'):
         if len(g)==len(groups): out.append((run_name(g.iloc[0]), 'from ensemble', saved_logits(g.sort_values('seed'), 'test')[0], g.params.iloc[0], cost.get(key, np.nan)))
@@ -83,11 +97,12 @@ def ensemble_table(
     text = data[['name', 'kind']].assign(parameters=data.params.map('{:,}'.format), ms=[f'{o:.1f}' if o==o else '' for o in data.ms], accuracy=[show_number(s['accuracy']) for s in shown], f1=[show_number(s['f1']) for s in shown], ECE=[f'{o:.3f}' if o==o else '' for o in data.ece])
     for k,(other,kind,theirs,*_) in enumerate(rows):
         if kind not in ('best student', 'teacher'): continue
-        diffs = {name: paired_bootstrap(said, theirs, targets) for name,kind,said,*_ in rows if kind in ('ensemble', 'from ensemble')}
+        diffs = {name: paired_bootstrap(said, theirs, targets) for name,kind,said,*_ in rows if kind in ('ensemble', 'control', 'from ensemble')}
         p = dict(zip(diffs, holm([d.p for d in diffs.values()])))
         for f in ('difference', 'low', 'high'): data[f'{f}_{k}'] = data.name.map({name: getattr(d, f) for name,d in diffs.items()})
         data[f'p_{k}'] = data.name.map(p)
         text[f'− {other}'] = data.name.map({name: f'{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]{"*" if p[name]<.05 else ""}' for name,d in diffs.items()}).fillna('')
+    left_out = [o for o in ensembles if o.replace('_', ' ') not in list(data.name)]
     caption = (made_from(runs[runs.balance==balance][lambda o: (o.role=='teacher') | (o.teacher!='')])+' Ensembles of all distilled students, fitted on valid; a selector looks at the image and asks one of them (right) or weighs them (gate). '
-               'Minus: difference in F1 with its 95 % interval by a paired bootstrap over test images and seeds; * p < 0.05 after Holm. ms: for one picture, one after the other. ECE: expected calibration error. The oracle knows which member is right, and bounds every choice of one. From ensemble: a single student taught by all members at once.')
+               'Minus: difference in F1 with its 95 % interval by a paired bootstrap over test images and seeds; * p < 0.05 after Holm. ms: for one picture, one after the other. ECE: expected calibration error. The oracle knows which member is right, and bounds every choice of one. Control: the best student alone, its logits fitted to the labels of valid as stacking fits those of all. From ensemble: a single student taught by all members at once.'+(f" Valid has too few images for {', '.join(left_out)}." if left_out else ''))
     return Table(f'ensembles_{balance}', f'The students together, {nice(balance)}', caption, data, text.rename(columns=lambda c: c if c=='ms' else nice(c, c[0].upper()+c[1:])))

@@ -78,7 +78,7 @@ def soft_target_figure(
     ((logits,),targets),vocab = saved_logits(pd.DataFrame([teacher]), 'test'),vocab_of(teacher)
     if image is None: image = np.where(logits.argmax(1)==targets, abs(softmax(logits, axis=1).max(1)-.5), 9).argmin()
     df = pd.concat([pd.DataFrame(dict(p=softmax(logits[image]/T), name=vocab, temperature=f'T = {T:g}')) for T in temperatures])
-    fig,ax,sns = new_axes(f'What {run_name(teacher)} says of a leaf with {vocab[targets[image]]}', '', height=.6+.35*len(vocab))
+    fig,ax,sns = new_axes(f'What {run_name(teacher)} says of a picture of {vocab[targets[image]]}', '', height=.6+.35*len(vocab))
     sns.barplot(df, x='p', y='name', hue='temperature', ax=ax)
     ax.set(xlabel='probability', ylabel=''); ax.legend(title='', bbox_to_anchor=(1.01, 1), loc='upper left'); synthetic_warning(ax, pd.DataFrame([teacher]))
     return fig
@@ -101,7 +101,7 @@ def pareto_figure(
     import matplotlib.pyplot as plt, seaborn as sns
     sns.set_theme(style='whitegrid', palette='colorblind', rc={'figure.dpi': 80, 'svg.hashsalt': 'kd_leaf'})
     balance = table.name.split('_')[1]
-    cost = table.data[table.data.kind!='bound'].rename(columns=dict(f1_mean='f1'))[['name', 'kind', 'params', 'ms', 'f1']]
+    cost = table.data[~table.data.kind.isin(['bound', 'control'])].rename(columns=dict(f1_mean='f1'))[['name', 'kind', 'params', 'ms', 'f1']]
     ms = pd.read_csv(results_dir(runs.study.iloc[0], runs.profile.iloc[0])/'costs.csv').set_index('model').ms
     students = [dict(name=run_name(g.iloc[0]), kind='student', params=g.params.iloc[0], ms=ms[g.model.iloc[0]], f1=g.f1.mean()) for _,g in pick(runs, role='student', balance=balance).groupby(['model', 'teacher'])]
     df = pd.concat([cost[cost.kind!='best student'], pd.DataFrame(students)]).reset_index(drop=True)

@@ -7,8 +7,8 @@ Docs: https://kd-leaf.github.io/kd_leaf/report.html.md"""
 # %% auto #0
 __all__ = ['place', 'scores_shown', 'few_images', 'load_runs', 'pick', 'show_number', 'value', 'gains', 'gain', 'made_from',
            'Table', 'nice', 'run_name', 'saved_logits', 'vocab_of', 'paired_difference', 'kd_table', 'teacher_table',
-           'reproduction_table', 'new_axes', 'synthetic_warning', 'gain_figure', 'score_figure', 'curve_figure',
-           'class_figure']
+           'setup_table', 'reproduction_table', 'new_axes', 'synthetic_warning', 'gain_figure', 'score_figure',
+           'curve_figure', 'class_figure']
 
 # %% ../nbs/10_report.ipynb #868e5849
 import json,warnings
@@ -205,6 +205,20 @@ def teacher_table(
     data,text = _aggregate(rows.assign(teacher=rows.model), ['teacher', 'balance'], [*scores_shown, 'valid_f1'])
     return Table('teachers', 'Teachers', made_from(rows), data, _nice(text).rename(columns=dict(Valid_f1='F1 on valid')))
 
+def setup_table(
+    runs:pd.DataFrame # from `load_runs`
+) -> Table: # a row a teacher and a student
+    "From how many images, for how long and how the networks of a study learned"
+    groups = runs.sort_values(['role', 'epochs', 'model'], ascending=[False, True, True]).groupby(['role', 'model'], sort=False)
+    fields = dict(n_train='{:,}'.format, epochs=str, bs=str, lr='{:g}'.format)
+    data = pd.DataFrame([dict(role=r, model=m) | {k: ', '.join(map(f, g[k].unique())) for k,f in fields.items()} for (r,m),g in groups])
+    kd = runs[runs.teacher!=''].sort_values('loss', ascending=False)
+    said = {k: ', '.join(map('{:g}'.format, sorted(kd[k].unique()))) for k in ('temperature', 'alpha')}
+    turned = 'mirrored but never turned over' if runs.upright.all() else 'mirrored and turned over'
+    caption = (f"Images of {', '.join(map(str, runs['size'].unique()))} px, {turned}, rotated, zoomed and lit differently in training; fastai's Adam, one cycle up to this learning rate. "
+               f"Distillation: {' or '.join(map(nice, kd.loss.unique()))}, temperature {said['temperature']}, weight {said['alpha']}. Seeds {', '.join(map(str, sorted(runs.seed.unique())))}; profile {', '.join(runs.profile.unique())}.")
+    return Table('setup', 'How they learned', caption, data, _nice(data).rename(columns=dict(N_train='Images', Bs='Batch', Lr='Learning rate')))
+
 # %% ../nbs/10_report.ipynb #4e3a8791
 def reproduction_table(
     runs:pd.DataFrame, # from `load_runs`
@@ -252,8 +266,9 @@ def gain_figure(
 ):
     "What distillation adds to each student, by teacher and balance; returns the matplotlib figure"
     df = gains(runs, metric).map(nice)
-    fig,ax,sns = new_axes('Gain from distillation', f'gain in {nice(metric)} (test)')
     df['student'] = df.model+'\n'+df.balance
+    labels = df.groupby('student').model.first().str.len().sum()
+    fig,ax,sns = new_axes('Gain from distillation', f'gain in {nice(metric)} (test)', width=max(7, 2+.09*labels))
     sns.barplot(df, x='student', y='gain', hue='teacher', errorbar='sd' if df.seed.nunique()>1 else None, ax=ax)
     ax.axhline(0, color='black', lw=.8); ax.set_xlabel(''); ax.legend(title='taught by', bbox_to_anchor=(1.01, 1), loc='upper left'); synthetic_warning(ax, runs)
     return fig

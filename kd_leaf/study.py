@@ -286,6 +286,12 @@ def collect(
     return df
 
 # %% ../nbs/09_study.ipynb #78a2e01b
+def _check_images(study, store):
+    "Raise `ValueError` if the profile has records from other images: no table could hold both"
+    for r in (json.loads(f.read_text()) for f in (study.dir/'runs').glob('*.json')):
+        if r.get('profile')==study.profile and r['role']!='pretraining' and r['dataset_sha256']!=store.sha256:
+            raise ValueError(f"{study.dir/'runs'} has records of {r['dataset']} as it was ({r['dataset_sha256'][:12]}), and these images are others ({store.sha256[:12]}): move them away, or give a folder of another name as dataset")
+
 def run_study(
     study:Study, # from `load_study`
     store=None, # `ImageStore`; opened from the study's data set by default
@@ -295,6 +301,7 @@ def run_study(
     "Do all runs of a study that are not on record; `RuntimeError` at the end if some failed"
     check_writable(study.dir), code_version()
     store = store or image_store(study.dataset, study.size)
+    _check_images(study, store)
     write_csv(study.dir/'classes.csv', store.counts().reset_index())
     runs = make_runs(study, store)
     if resume: take_over(study, runs)

@@ -8,6 +8,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/tables.html.md"""
 __all__ = ['make_tables', 'make_figures', 'report_dir', 'write_report', 'source_table', 'overview_table']
 
 # %% ../nbs/10e_tables.ipynb #2e687dc0
+import warnings
 import numpy as np, pandas as pd
 from .core import results_dir
 from .definition import list_studies,main_runs,of_several,study_spec,variant_groups
@@ -17,6 +18,11 @@ from .report import Table,curve_figure,few_images,gain_figure,gains,kd_table,loa
 from .variants import figure_of,quality_figure,variant_table
 
 # %% ../nbs/10e_tables.ipynb #1ac11c11
+def _several(runs, balance):
+    "Does each seed have several distilled students? A warning, and no, if some of them failed"
+    try: return len(members(runs, balance)[0])>1
+    except LookupError as e: warnings.warn(f'no table of ensembles with balance={balance!r}: {e}')
+
 def make_tables(
     study:str, # name of a study
     profile:str=None # as in `load_runs`
@@ -29,7 +35,7 @@ def make_tables(
     taught = [(t, b) for t in grid['teachers'] for b in grid['balance'] if ((main.teacher==t) & (main.balance==b)).any()]
     tables = [teacher_table(runs), *(kd_table(main, t, b) for t,b in taught)]
     tables += [reproduction_table(main, spec['source'])] if spec.get('source') else []
-    return [*tables, calibration_table(main), *(ensemble_table(main, b, load_selectors(study, profile)) for b in grid['balance'] if len(members(main, b)[0])>1), *variants]
+    return [*tables, calibration_table(main), *(ensemble_table(main, b, load_selectors(study, profile)) for b in grid['balance'] if _several(main, b)), *variants]
 
 # %% ../nbs/10e_tables.ipynb #10df0260
 def make_figures(
@@ -80,11 +86,13 @@ def write_report(
 
 # %% ../nbs/10e_tables.ipynb #9a7292fb
 def _reported(name):
-    "Yields (what, the source's number or nan, ours by seed) for a study that is on record"
+    "Yields (what, the source's number or nan, ours by seed) for a study that is on record, on the images that its source used"
     runs = load_runs(name)
     spec = study_spec(name, runs.profile[0])
+    if spec.get('reported_on', runs.dataset[0])!=runs.dataset[0]: return
     main,selectors = main_runs(runs, spec),load_selectors(name)
     for r in spec.get('reported', []):
+        if r['role']=='ensemble' and selectors is None: continue
         where = {k: v for k,v in r.items() if k!='accuracy'} | (dict(teacher='') if r['role']=='teacher' else {})
         what = 'selector' if r['role']=='ensemble' else nice(r['model'])+(f" ← {nice(r['teacher'])}" if 'teacher' in r else '')
         yield f'accuracy of {what}',r['accuracy'],pick(selectors if r['role']=='ensemble' else main, **where).accuracy.to_numpy()
@@ -123,7 +131,7 @@ def overview_table() -> Table: # a row a study
         gain,taught_by = paired_difference(best, alone),runs[runs.key.isin(best.teacher_key)]
         rows.append(dict(study=name, title=spec['title'], student=model, teacher=teacher, images=best.n_train.max(), size=best.params.iloc[0]/taught_by.params.iloc[0],
                          teacher_f1=taught_by.f1.mean(), alone_f1=alone.f1.mean(), kd_f1=best.f1.mean(), gain=gain.difference, low=gain.low, high=gain.high, profile=runs.profile.iloc[0], seeds=best.seed.nunique()))
-    data = pd.DataFrame(rows)
+    data = pd.DataFrame(rows).sort_values('images', ascending=False, ignore_index=True)
     text = pd.DataFrame({'Study': [r.title+(f" ({r.study.split('@')[1]})" if '@' in r.study else '') for r in data.itertuples()], 'Student ← teacher': data.student.map(nice)+' ← '+data.teacher.map(nice), 'Images': data.images.map('{:,}'.format), 'Size': data['size'].map('{:.1%}'.format), "Teacher's F1": data.teacher_f1.map('{:.3f}'.format),
                          'Alone': data.alone_f1.map('{:.3f}'.format), 'Distilled': data.kd_f1.map('{:.3f}'.format), 'Gain': [f'{r.gain:+.3f} [{r.low:+.3f}, {r.high:+.3f}]'+(' †' if r.images<few_images else '') for r in data.itertuples()]})
-    return Table('overview', 'All studies', f"Macro F1 on test of the distilled student that is best on valid, beside its teacher and itself alone, with the images it learns from and its parameters as a share of the teacher's; profile {', '.join(data.profile.unique())}, means over {', '.join(map(str, data.seeds.unique()))} seeds, 95 % intervals. † Fewer than {few_images} images: the study runs, and that is all it shows.", data, text)
+    return Table('overview', 'All studies', f"Macro F1 on test of the distilled student that is best on valid, beside its teacher and itself alone, with the images it learns from and its parameters as a share of the teacher's; profile {', '.join(data.profile.unique())}, means over {', '.join(map(str, data.seeds.unique()))} seeds, 95 % intervals; what variants there are (other losses, no augmentation) stands on the page of a study. † Fewer than {few_images} images: the study runs, and that is all it shows.", data, text)

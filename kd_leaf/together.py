@@ -19,7 +19,7 @@ from .metrics import scores
 from .models import create_model,n_params
 from .run import architecture,decides
 from .selector import fit_selector,predict_selector,select,selector_net
-from .study import collect,peak_rss_mb,provenance,record_path
+from .study import collect,make_runs,peak_rss_mb,provenance,record_path
 
 # %% ../nbs/09a_together.ipynb #ba535da3
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ def run_choices(
 ) -> pd.DataFrame: # one row a run and selector, also in `runs.csv`
     "Do all selectors of a study that are not on record"
     store = store or image_store(study.dataset, study.size)
-    todo = [o for o in make_choices(study, collect(study), **fields) if not (resume and record_path(study, o.key).exists())]
+    rows = collect(study)
+    rows = rows[rows.key.isin([o.key for o in make_runs(study, store)])] # and none of an earlier definition
+    todo = [o for o in make_choices(study, rows, **fields) if not (resume and record_path(study, o.key).exists())]
     for o in progress(todo, f'{study.name} selectors'): do_choice(o, study, store, device)
     return collect(study)
 
