@@ -285,13 +285,14 @@ def collect(
     write_csv(study.dir/'runs.csv', df)
     return df
 
-# %% ../nbs/09_study.ipynb #78a2e01b
+# %% ../nbs/09_study.ipynb #5e7ab1e7
 def _check_images(study, store):
     "Raise `ValueError` if the profile has records from other images: no table could hold both"
     for r in (json.loads(f.read_text()) for f in (study.dir/'runs').glob('*.json')):
         if r.get('profile')==study.profile and r['role']!='pretraining' and r['dataset_sha256']!=store.sha256:
             raise ValueError(f"{study.dir/'runs'} has records of {r['dataset']} as it was ({r['dataset_sha256'][:12]}), and these images are others ({store.sha256[:12]}): move them away, or give a folder of another name as dataset")
 
+# %% ../nbs/09_study.ipynb #78a2e01b
 def run_study(
     study:Study, # from `load_study`
     store=None, # `ImageStore`; opened from the study's data set by default
