@@ -19,7 +19,7 @@ from .balance import balance_plan,class_weights,smote
 from .cache import MeanLogits,cache_teacher
 from .core import cache_dir,check_name,check_writable,default_device,device_name,progress,project_root,results_dir,seed_everything,write_csv,write_json,write_npz
 from .data import image_store,take_fraction
-from .definition import alone_fields,study_spec,variant_groups
+from .definition import alone_fields,later,study_spec,variant_groups
 from .distill import KDCallback,make_learner
 from .features import FeatureKDCallback
 from .loaders import Plan,store_dls,turning
@@ -280,7 +280,7 @@ def collect(
 ) -> pd.DataFrame: # one tidy row a run
     "Write `runs.csv` from the records that stand"
     rows = [json.loads(f.read_text()) for f in sorted((study.dir/'runs').glob('*.json')) if not f.name.endswith('.error.json')]
-    df = pd.DataFrame([{k: v for k,v in r.items() if k not in ('vocab', 'history')} for r in rows])
+    df = pd.DataFrame([{k: v for k,v in (r | later | r).items() if k not in ('vocab', 'history')} for r in rows]) # an old record has what is `later`, too
     if len(df): df = df.sort_values(['seed', 'role', 'balance', 'model', 'teacher', 'key'], ascending=[True, False, True, True, True, True])
     write_csv(study.dir/'runs.csv', df)
     return df

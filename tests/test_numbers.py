@@ -57,6 +57,16 @@ def test_ensemble_table_from_predictions_alone():
     assert len(four) == 4 and np.allclose(np.mean(scores, axis=0), [float(row.accuracy_mean), float(row.f1_mean)], atol=1e-9)
 
 
+@pytest.mark.parametrize('name', ['leaf', 'cifar10_selector'])
+def test_selectors_on_record_are_those_of_the_definition(name, monkeypatch):
+    "A study that is whole has no selector to do, though records of leaf are older than some fields of a run"
+    from kd_leaf import study, together
+    monkeypatch.setattr(study, 'write_csv', lambda *a: None)
+    plan = study.load_study(name, 'cpu')
+    runs = study.collect(plan)
+    assert {o.key for o in together.make_choices(plan, runs, **plan.selector)} == {*runs[runs.role == 'ensemble'].key}
+
+
 def test_teachers_have_something_to_teach():
     "Each teacher is 5 points of macro F1 ahead of the best student alone, on valid"
     from kd_leaf.report import load_runs, pick
