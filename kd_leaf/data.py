@@ -78,7 +78,7 @@ def _warn_missing(df):
     "Warn of classes without a picture in some split"
     counts = pd.crosstab(df.label, df.split)
     if (few := counts.index[(counts==0).any(axis=1)]).size:
-        warnings.warn(f"no picture in each of train, valid and test: {', '.join(few)}; macro scores count such a class as never found: add pictures, or remove it", stacklevel=3)
+        warnings.warn(f"no picture in train, valid or test of {', '.join(few)}: macro scores of that split count such a class as never found; add pictures, or remove it", stacklevel=3)
 
 # %% ../nbs/01_data.ipynb #ea7f76dd
 def take_fraction(
