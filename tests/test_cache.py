@@ -1,13 +1,12 @@
 "Properties of replayed views and of the teacher's cache, for pictures, orders, bytes and kills that hypothesis chooses"
 import json, shutil, subprocess, sys
-from pathlib import Path
 import numpy as np, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
-from kd_leaf.cache import MeanLogits, TeacherLogits, cache_teacher
-from kd_leaf.data import image_store
-from kd_leaf.distill import KDCallback
-from kd_leaf.models import create_model
-from kd_leaf.views import Views, mix64, view_dls
+from kd_leaf.distill.cache import MeanLogits, TeacherLogits, cache_teacher
+from kd_leaf.data.store import image_store
+from kd_leaf.distill.callbacks import KDCallback
+from kd_leaf.models.zoo import create_model
+from kd_leaf.data.views import Views, mix64, view_dls
 
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 keys = st.integers(0, 2**64-1)
@@ -37,7 +36,7 @@ def test_same_key_same_picture(ks, view, seed, rnd, size):
 
 
 def test_same_picture_in_another_process():
-    code = "import numpy as np, torch; from kd_leaf.views import Views; x = torch.arange(3*16*16).reshape(1, 3, 16, 16).to(torch.uint8); print(Views(seed=5)(x, np.array([2**63+11], np.uint64), 7).double().sum().item().hex())"
+    code = "import numpy as np, torch; from kd_leaf.data.views import Views; x = torch.arange(3*16*16).reshape(1, 3, 16, 16).to(torch.uint8); print(Views(seed=5)(x, np.array([2**63+11], np.uint64), 7).double().sum().item().hex())"
     out = {subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout for _ in range(2)}
     assert len(out) == 1
 

@@ -2,12 +2,12 @@
 import pytest, torch, torch.nn.functional as F
 from fastai.basics import CrossEntropyLossFlat, Learner
 from kd_leaf.core import seed_everything
-from kd_leaf.data import image_store
-from kd_leaf.distill import KDCallback
-from kd_leaf.features import FeatureKDCallback
-from kd_leaf.loaders import Plan, store_dls
-from kd_leaf.losses import feature_losses, losses
-from kd_leaf.models import create_model
+from kd_leaf.data.store import image_store
+from kd_leaf.distill.callbacks import KDCallback
+from kd_leaf.distill.callbacks import FeatureKDCallback
+from kd_leaf.data.loaders import SamplePlan, store_dls
+from kd_leaf.distill.losses import feature_losses, losses
+from kd_leaf.models.zoo import create_model
 
 
 @pytest.mark.parametrize('loss', [*losses, *feature_losses])
@@ -15,7 +15,7 @@ def test_teaches(loss):
     "The term goes down, in a student that hears nothing but it"
     store = image_store('synthetic-leaves', 32)
     seed_everything(0)
-    dls = store_dls(store, Plan.of(store.where('train')[::6]), bs=16, augment=False, device='cpu')
+    dls = store_dls(store, SamplePlan.of(store.where('train')[::6]), bs=16, augment=False, device='cpu')
     teacher = create_model('cnn4', dls.c)
     kd = FeatureKDCallback(teacher, loss, alpha=1.) if loss in feature_losses else KDCallback(teacher, loss, 4., alpha=1.)
     learn = Learner(dls, create_model('cnn4', dls.c), loss_func=CrossEntropyLossFlat())

@@ -6,7 +6,7 @@ linux = pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 STORE = """
 import json, sys, time
 import numpy as np
-from kd_leaf.study import peak_rss_mb
+from kd_leaf.study.records import peak_rss_mb
 
 class Store:
     "Pictures in a file that takes no room on disk, for none is read but as zeros"
@@ -30,7 +30,7 @@ def measure(code, *args):
 def test_smote_plan_for_50_000_pictures(tmp_path):
     "Of 224 px, twelve to one imbalanced, neighbours among 1,024 features: under 2 GB, in minutes"
     got = measure("""
-from kd_leaf.balance import smote
+from kd_leaf.data.resampling import smote
 store = Store(sys.argv[1], 75_000, 224, [12, 8, 6, 5, 4, 3, 3, 2, 2, 1, 1, 1])
 features = np.random.default_rng(1).normal(size=(len(store), 1024)).astype(np.float32)
 start = time.perf_counter()
@@ -50,14 +50,14 @@ def test_cached_student(tmp_path):
         (tmp_path/str(n)).mkdir()
         return measure("""
 from fastai.basics import CrossEntropyLossFlat, Learner
-from kd_leaf.cache import cache_teacher
-from kd_leaf.distill import KDCallback
-from kd_leaf.loaders import Plan
-from kd_leaf.models import create_model
-from kd_leaf.views import Views, view_dls
+from kd_leaf.distill.cache import cache_teacher
+from kd_leaf.distill.callbacks import KDCallback
+from kd_leaf.data.loaders import SamplePlan
+from kd_leaf.models.zoo import create_model
+from kd_leaf.data.views import Views, view_dls
 store = Store(sys.argv[1], int(sys.argv[2]), 96, [1]*12)
 dls = view_dls(store, Views(n=1), bs=32, epoch_size=320, device='cpu')
-cache = cache_teacher(create_model('densenet121', 12), dls, sys.argv[1]+'/cache', mode='fp32_cl')
+cache = cache_teacher(create_model('densenet121', 12), dls, sys.argv[1]+'/cache', precision='fp32_cl')
 learn = Learner(dls, create_model('cnn4', 12), loss_func=CrossEntropyLossFlat(), cbs=KDCallback(cache))
 with learn.no_bar(), learn.no_logging(): learn.fit(1)
 print(json.dumps(dict(mb=peak_rss_mb(), file=store.images.nbytes/2**20)))

@@ -15,10 +15,10 @@ def shown(nb):
     return [''.join(o['data']['text/markdown']) for c in nb.cells if c.cell_type == 'code' for o in c.outputs if 'data' in o and 'text/markdown' in o['data']]
 
 
-@pytest.mark.parametrize('name', ['index', '40_leaf', '41_brain_tumour', '42_cifar10_selector', '43_roads', '44_balls', '50_benchmark'])
+@pytest.mark.parametrize('name', ['index', 'studies/leaf', 'studies/brain_tumour', 'studies/cifar10_selector', 'studies/roads', 'studies/balls', 'benchmarks/02_peers'])
 def test_stored_outputs_are_what_the_records_give(name):
     stored = nbformat.read(ROOT/f'nbs/{name}.ipynb', 4)
-    fresh = NotebookClient(nbformat.read(ROOT/f'nbs/{name}.ipynb', 4), timeout=300, resources=dict(metadata=dict(path=ROOT/'nbs'))).execute()
+    fresh = NotebookClient(nbformat.read(ROOT/f'nbs/{name}.ipynb', 4), timeout=300, resources=dict(metadata=dict(path=(ROOT/f'nbs/{name}.ipynb').parent))).execute()
     assert shown(stored) and shown(stored) == shown(fresh)
 
 
@@ -60,22 +60,22 @@ def test_ensemble_table_from_predictions_alone():
 @pytest.mark.parametrize('name', ['leaf', 'cifar10_selector'])
 def test_selectors_on_record_are_those_of_the_definition(name, monkeypatch):
     "A study that is whole has no selector to do, though records of leaf are older than some fields of a run"
-    from kd_leaf import study, together
-    monkeypatch.setattr(study, 'write_csv', lambda *a: None)
-    plan = study.load_study(name, 'cpu')
-    runs = study.collect(plan)
-    assert {o.key for o in together.make_choices(plan, runs, **plan.selector)} == {*runs[runs.role == 'ensemble'].key}
+    from kd_leaf.study import config, records, selectors
+    monkeypatch.setattr(records, 'write_csv', lambda *a: None)
+    plan = config.load_study(name, 'cpu')
+    runs = records.collect(plan)
+    assert {o.key for o in selectors.make_selector_runs(plan, runs, **plan.selector)} == {*runs[runs.role == 'ensemble'].key}
 
 
 def test_teachers_have_something_to_teach():
     "Each teacher is 5 points of macro F1 ahead of the best student alone, on valid"
-    from kd_leaf.report import load_runs, pick
+    from kd_leaf.study.records import load_runs, pick
     runs = load_runs('leaf')
     assert pick(runs, role='teacher').valid_f1.min() >= pick(runs, role='student', teacher='').valid_f1.max()+.05
 
 
 def test_tables_on_disk_are_what_the_records_give():
-    from kd_leaf.tables import make_tables
+    from kd_leaf.report.build import make_tables
     studies = [f.parent.name for f in ROOT.glob('results/*/runs')]
     assert {'leaf', 'views', 'ablations', 'brain_tumour', 'brain_tumour@brain-tumor-binary', 'cifar10_selector', 'roads', 'balls'} <= {*studies}
     for study in studies:
@@ -87,7 +87,7 @@ def test_tables_on_disk_are_what_the_records_give():
 
 def test_speed_promised():
     "What is said of speed, from the rows of the benchmark: an epoch from the cache is cheap beside each peer's, and so is the whole"
-    from kd_leaf.bench_report import load_bench, ratio, whole_cost
+    from kd_leaf.benchmarks.report import load_bench, ratio, whole_cost
     rows = load_bench('epochs')
     for peer, times in dict(timm=4.5, torchdistill=4.5, fasterai=8, fasterai_frozen=4.5).items():
         assert np.median(ratio(rows, peer, 'ours_compiled')) >= times, peer

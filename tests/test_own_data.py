@@ -1,6 +1,5 @@
 "A data set that nobody here has seen goes from folder to tables with one papermill command; a bad one is refused before anything is trained"
 import os, shutil, subprocess
-from pathlib import Path
 import numpy as np, pandas as pd
 import pytest
 from PIL import Image
@@ -29,7 +28,7 @@ def root(tmp_path_factory): return project(tmp_path_factory.mktemp('own_project'
 
 def experiment(root, dataset, study='brain_tumour'):
     env = {k: v for k, v in os.environ.items() if not k.startswith('KD_LEAF')} | dict(PYTHONPATH=str(root), KD_LEAF_CACHE=str(root/'cache'))
-    return subprocess.run([PAPERMILL, 'nbs/30_experiment.ipynb', 'out.ipynb', '-p', 'study', study, '-p', 'profile', 'quick', '-p', 'dataset', str(dataset)],
+    return subprocess.run([PAPERMILL, 'nbs/studies/experiment.ipynb', 'out.ipynb', '-p', 'study', study, '-p', 'profile', 'quick', '-p', 'dataset', str(dataset)],
                           cwd=root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 

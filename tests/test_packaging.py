@@ -32,10 +32,10 @@ def test_wheel_works_outside_the_repository(wheel, tmp_path):
     subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', str(tmp_path/'site'), str(wheel)], check=True)
     code = '''
 import kd_leaf, pathlib
-from kd_leaf.distill import KDCallback
-from kd_leaf.data import image_store
-from kd_leaf.fetch import list_cards
-from kd_leaf.study import load_study
+from kd_leaf.distill.callbacks import KDCallback
+from kd_leaf.data.store import image_store
+from kd_leaf.data.cards import list_cards
+from kd_leaf.study.config import load_study
 from kd_leaf.core import project_root
 assert len(list_cards()) >= 5 and load_study("leaf").grid["students"]
 assert project_root() == pathlib.Path(".").resolve()

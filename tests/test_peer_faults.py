@@ -1,16 +1,15 @@
 "The faults found in other distillation code (fasterai, torchdistill, KD_Lib, leaf-disease-ai, FKD, TinyViT, mdistiller, Keras): ours has none of them"
-import inspect
 import numpy as np, pytest, torch, torch.nn.functional as F
 from fastai.basics import Callback, CrossEntropyLossFlat, Learner, accuracy
-from kd_leaf.balance import balance_plan
-from kd_leaf.cache import cache_teacher
+from kd_leaf.data.resampling import resampling_plan
+from kd_leaf.distill.cache import cache_teacher
 from kd_leaf.core import seed_everything
-from kd_leaf.data import image_store
-from kd_leaf.distill import KDCallback
-from kd_leaf.loaders import Plan, StoreDataset, store_dls
-from kd_leaf.losses import soft_target_loss
-from kd_leaf.models import create_model
-from kd_leaf.views import Views, view_dls
+from kd_leaf.data.store import image_store
+from kd_leaf.distill.callbacks import KDCallback
+from kd_leaf.data.loaders import SamplePlan, StoreDataset, store_dls
+from kd_leaf.distill.losses import soft_target_loss
+from kd_leaf.models.zoo import create_model
+from kd_leaf.data.views import Views, view_dls
 
 
 @pytest.fixture(scope='module')
@@ -20,7 +19,7 @@ def store(): return image_store('synthetic-leaves', 32)
 @pytest.fixture
 def dls(store):
     seed_everything(0)
-    return store_dls(store, Plan.of(store.where('train')[::2]), bs=32, device='cpu')
+    return store_dls(store, SamplePlan.of(store.where('train')[::2]), bs=32, device='cpu')
 
 
 @pytest.fixture
@@ -109,10 +108,10 @@ def test_leaf_disease_ai_temperature_is_applied_once():
 
 
 def test_leaf_disease_ai_synthetic_pictures_are_trained_on(store):
-    plan = balance_plan('smote', store)
+    plan = resampling_plan('smote', store)
     assert plan.n_synthetic > 0
     shown = view_dls(store, Views(n=1), plan, device='cpu').train
-    seen = sum(np.isin(shown.shown[0], shown.keys[plan.lam > 0]).sum() for _ in shown)
+    seen = sum(np.isin(shown.last_batch[0], shown.keys[plan.lam > 0]).sum() for _ in shown)
     assert seen == (plan.lam > 0).sum()
 
 
@@ -123,7 +122,7 @@ def test_leaf_disease_ai_loss_reaches_the_student():
 
 
 def test_fkd_temperature_stays_free(dls, store, teacher, tmp_path):
-    vdls = view_dls(store, Views(n=1), Plan.of(store.where('train')[:64]), bs=32, device='cpu')
+    vdls = view_dls(store, Views(n=1), SamplePlan.of(store.where('train')[:64]), bs=32, device='cpu')
     cache = cache_teacher(teacher, vdls, tmp_path)
     losses = [dict(zip((o := fit(vdls, cache, temperature=T)).recorder.metric_names[1:], o.recorder.values[-1]))['kd_loss'] for T in (1., 8.)]
     assert losses[0] != losses[1]
@@ -131,30 +130,30 @@ def test_fkd_temperature_stays_free(dls, store, teacher, tmp_path):
 
 def test_tinyvit_names_with_dots_do_not_collide(store):
     class Named: ids, images, labels, vocab, size = ['a.b.jpg', 'a.b', 'a.c.jpg', 'a'], store.images, store.labels, store.vocab, 32
-    assert len(set(Plan.of(range(4)).keys(Named))) == 4
+    assert len(set(SamplePlan.of(range(4)).keys(Named))) == 4
 
 
 def test_tinyvit_two_classes_are_enough(tmp_path, store):
     two = [k for k in store.where('train') if store.labels[k] < 2]
     class Pair: vocab = store.vocab[:2]; images, labels, splits, ids, size, sha256, name, synthetic = store.images, store.labels, store.splits, store.ids, 32, 'x', 'pair', True
     Pair.where = staticmethod(lambda s: np.array(two))
-    vdls = view_dls(Pair, Views(n=1), Plan.of(two), bs=16, device='cpu')
+    vdls = view_dls(Pair, Views(n=1), SamplePlan.of(two), bs=16, device='cpu')
     assert cache_teacher(create_model('cnn4', 2), vdls, tmp_path)(vdls.train.keys, 0).shape == (len(two), 2)
 
 
 def test_mdistiller_test_is_read_once_after_the_last_epoch(store, monkeypatch, tmp_path):
     from dataclasses import replace
-    from kd_leaf import study
+    from kd_leaf.study import config, runner
     monkeypatch.setenv('KD_LEAF_CACHE', str(tmp_path))
     reads = []
     batch = StoreDataset.batch
     tests = set(store.where('test'))
     monkeypatch.setattr(StoreDataset, 'batch', lambda self, ks: (reads.extend(k for k in self.plan.i[np.asarray(ks)] if k in tests), batch(self, ks))[1])
-    s = replace(study.load_study('leaf', 'quick'), name='reads', size=32)
-    run = study.Run(store.name, store.sha256, 'student', 'cnn4', seed=0, size=32, epochs=2, mode='fp32')
-    study.fit_run(run, store, 'cpu')
+    s = replace(config.load_study('leaf', 'quick'), name='reads', size=32)
+    run = config.Run(store.name, store.sha256, 'student', 'cnn4', seed=0, size=32, epochs=2, mode='fp32')
+    runner.fit_run(run, store, 'cpu')
     assert not reads
-    study.do_run(run, s, store, 'cpu')
+    runner.do_run(run, s, store, 'cpu')
     assert sorted(reads) == sorted(tests)
     import shutil; shutil.rmtree(s.dir)
 
@@ -168,13 +167,14 @@ def test_logits_are_not_addressed_by_position(store, teacher, tmp_path):
     "A shuffled loader, and one over half the pictures, get each picture's own logits"
     whole = view_dls(store, Views(n=2), bs=32, device='cpu')
     cache = cache_teacher(teacher, whole, tmp_path)
-    half = view_dls(store, Views(n=2), Plan.of(store.where('train')[::-2]), bs=32, device='cpu')
+    half = view_dls(store, Views(n=2), SamplePlan.of(store.where('train')[::-2]), bs=32, device='cpu')
     for loader in (whole.train, half.train):
         for x, _ in loader:
             with torch.inference_mode(): now = teacher.eval()(torch.Tensor(x))
-            assert torch.allclose(cache(*loader.shown), now, atol=2e-2)
+            assert torch.allclose(cache(*loader.last_batch), now, atol=2e-2)
 
 
 def test_nothing_asks_for_cuda():
-    import kd_leaf.distill, kd_leaf.study
-    for module in (kd_leaf.distill, kd_leaf.study): assert '.cuda()' not in inspect.getsource(module)
+    from pathlib import Path
+    import kd_leaf
+    for f in Path(kd_leaf.__file__).parent.rglob('*.py'): assert '.cuda()' not in f.read_text(encoding='utf-8'), f

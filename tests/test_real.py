@@ -1,9 +1,9 @@
 "The real images, where they are: set KD_LEAF_DATA to the folder of zips"
-import os, tomllib
+import os
 from pathlib import Path
 import pytest
-from kd_leaf.data import image_store
-from kd_leaf.fetch import load_card
+from kd_leaf.data.store import image_store
+from kd_leaf.data.cards import load_card
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path(os.environ.get('KD_LEAF_DATA', ROOT.parent/'shared'/'data'))
@@ -27,16 +27,16 @@ def test_store_agrees_with_its_card(name):
 
 def test_a_cnn_learns_real_leaves():
     "Three epochs of the smallest student on real leaves are well above chance, and a distilled one is too"
-    import torch
     from kd_leaf.core import seed_everything
-    from kd_leaf.distill import distil, make_learner
-    from kd_leaf.loaders import store_dls
+    from kd_leaf.distill.callbacks import distill
+    from kd_leaf.distill.learner import make_learner
+    from kd_leaf.data.loaders import store_dls
     store = image_store('plant-pathology-2021', 32)
     seed_everything(0)
     dls = store_dls(store, device='cpu')
-    teacher = make_learner(dls, 'cnn4', mode='fp32')
+    teacher = make_learner(dls, 'cnn4', precision='fp32')
     with teacher.no_bar(), teacher.no_logging(): teacher.fit_one_cycle(3, 1e-2)
-    student = distil(dls, teacher, 'cnn4', epochs=2, lr=1e-2, mode='fp32', seed=1)
+    student = distill(dls, teacher, 'cnn4', epochs=2, lr=1e-2, precision='fp32', seed=1)
     for learn in (teacher, student):
         with learn.no_bar(): probs, targets = learn.get_preds()
         assert (probs.argmax(1) == targets).float().mean() > 3/len(store.vocab)
