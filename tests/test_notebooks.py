@@ -82,10 +82,11 @@ def test_tutorial(tutorial, tmp_path, monkeypatch):
 def test_floors(module):
     "A folder imports from lower folders only, a module only from earlier modules of its own folder"
     for node in ast.walk(ast.parse(module.read_text(encoding='utf-8'))):
-        if isinstance(node, ast.ImportFrom) and node.level:  # nbdev writes `from ..core import …`
-            there = module.parents[node.level-1].joinpath(*node.module.split('.')).with_suffix('.py')
-            assert floor(there) < floor(module), f'{name(module)} imports {name(there)}'
-        assert not (isinstance(node, ast.ImportFrom) and not node.level and node.module.startswith('kd_leaf'))
+        if not isinstance(node, ast.ImportFrom): continue
+        base = module.parents[node.level-1] if node.level else ROOT  # `from ..core import …`, or inside a function `from kd_leaf.core`
+        there = base.joinpath(*node.module.split('.')).with_suffix('.py')
+        if there in MODULES: assert floor(there) < floor(module), f'{name(module)} imports {name(there)}'
+        else: assert ROOT/'kd_leaf' not in there.parents, f'{name(module)} imports {there}: name the module'
 
 
 def public(module):
