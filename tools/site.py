@@ -67,14 +67,80 @@ def site_link(page, pages, out, cfg):
 
 
 def nav(pages, here):
-    "The list of pages, in groups"
-    items, part = [], None
+    "The list of pages, in groups; those of the library are folded unless `here` stands in them"
+    parts = {}
     for p in pages.values():
-        if group(p) != part: items.append(f'<li class="part">{GROUPS[group(p)]}</li>')
-        part = group(p)
         now = ' aria-current="page"' if p is here else ''
-        items.append(f'<li><a href="{relative(here, p.name)}"{now}>{code_spans(p.title)}</a></li>')
-    return '<ul>' + '\n'.join(items) + '</ul>'
+        parts.setdefault(group(p), []).append(f'<li><a href="{relative(here, p.name)}"{now}>{code_spans(p.title)}</a></li>')
+    opened = {'start', 'tutorials', 'studies', group(here)}
+    fold = lambda key, items: f'<details{" open" * (key in opened)}><summary>{GROUPS[key]}</summary><ul>{"".join(items)}</ul></details>'
+    return '\n'.join(fold(key, items) for key, items in parts.items())
+
+
+def near(pages, here):
+    "Links to the page before and the page after"
+    order = list(pages.values())
+    at = order.index(here)
+    link = lambda p, rel, word: f'<a rel="{rel}" href="{relative(here, p.name)}"><small>{word}</small>{code_spans(p.title)}</a>'
+    return (link(order[at-1], 'prev', 'Previous') if at else '') + (link(order[at+1], 'next', 'Next') if at+1 < len(order) else '')
+
+
+def open_in(notebook, cfg):
+    "Links to run the notebook elsewhere and to read its source"
+    where = f'{cfg.user}/{cfg.repo}'
+    links = {'Open in Colab': f'https://colab.research.google.com/github/{where}/blob/{cfg.branch}/{notebook}',
+             'Open in Binder': f'https://mybinder.org/v2/gh/{where}/{cfg.branch}?labpath={notebook}',
+             'Source notebook': f'{cfg.git_url}/blob/{cfg.branch}/{notebook}'}
+    return '\n'.join(f'<a href="{url}">{text}</a>' for text, url in links.items())
+
+
+def scroll_tables(tree):
+    "Put each table into a box of its own that scrolls"
+    def fix(x):
+        if x['t'] == 'Table': return [{'t': 'Div', 'c': [['', ['scroll'], [['tabindex', '0']]], [x]]}]
+        if x['t'] == 'RawBlock' and '<table' in x['c'][1]:
+            x['c'][1] = f'<div class="scroll" tabindex="0">{x["c"][1]}</div>'
+    walk(tree, fix)
+
+
+def number_captions(blocks, counts):
+    "Number the captions of figures and tables; a line in bold right above a table is its caption"
+    label = lambda kind: [{'t': 'Str', 'c': f'{kind}\N{NO-BREAK SPACE}{counts[kind]}.'}, {'t': 'Space'}]
+    for i, x in enumerate(list(blocks)):
+        kind = x['t']
+        if kind == 'Div': number_captions(x['c'][1], counts)
+        if kind not in ('Figure', 'Table'): continue
+        above = blocks[i-1] if i else {'t': None}
+        if kind == 'Table' and above['t'] == 'Para' and [y['t'] for y in above['c']] == ['Strong']:
+            x['c'][1] = [None, [{'t': 'Plain', 'c': above['c'][0]['c']}]]
+            above.update(t='Null', c=[])
+        if x['c'][1][1]:
+            counts[kind] += 1
+            first = x['c'][1][1][0]
+            first['c'] = label(kind) + first['c']
+    blocks[:] = [b for b in blocks if b['t'] != 'Null']
+
+
+def words(x):
+    "The text of a part of pandoc's tree"
+    if isinstance(x, list): return ''.join(map(words, x))
+    if not isinstance(x, dict): return ''
+    if x['t'] == 'Str': return x['c']
+    if x['t'] == 'Code': return x['c'][1]
+    if x['t'] in ('Space', 'SoftBreak', 'LineBreak'): return ' '
+    return words(x.get('c', [])) + ('' if x['t'] in ('Emph', 'Strong', 'Link', 'Span') else ' ')
+
+
+def sections(page):
+    "What search looks through: page, heading, address, text of each section; code is left out"
+    found = [[page.title, '', page.name, page.about]]
+    def read(blocks):
+        for x in blocks:
+            if x['t'] == 'Div': read(x['c'][1])
+            elif x['t'] == 'Header': found.append([page.title, words(x['c'][2]), f'{page.name}#{x["c"][1][0]}', ''])
+            elif x['t'] != 'CodeBlock': found[-1][3] += ' ' + ' '.join(words(x).split())
+    read(page.tree['blocks'])
+    return found
 
 
 def empty_folder(out):
@@ -91,10 +157,14 @@ def build(out):
     pages = sorted((read_page(*o) for o in processed()), key=reading_order)
     pages = {p.name: parse(p, f'::: {{.lead}}\n{p.about}\n:::' if p.about else '') for p in pages}
     empty_folder(out)
-    shutil.copyfile(HERE/'site.css', out/'site.css')
+    for file in ('site.css', 'site.js'): shutil.copyfile(HERE/file, out/file)
+    index = json.dumps([s for p in pages.values() for s in sections(p)], ensure_ascii=False)
+    (out/'search-index.js').write_text(f'kdSections({index});\n', encoding='utf-8')
     for page in pages.values():
         for name, data in page.media.items(): (out/name).write_bytes(data)
         relink(page.tree['blocks'], site_link(page, pages, out, cfg))
+        number_captions(page.tree['blocks'], dict(Figure=0, Table=0))
+        scroll_tables(page.tree['blocks'])
         (out/page.name).parent.mkdir(exist_ok=True)
         (out/page.name).write_text(render(page, pages, cfg), encoding='utf-8')
     return pages
@@ -105,7 +175,7 @@ def render(page, pages, cfg):
     notebook = page.src.relative_to(ROOT).as_posix()
     values = dict(title=code_spans(page.title), plain=html.escape(page.title.replace('`', '')), about=html.escape(page.about),
                   nav=nav(pages, page), root=relative(page, '.'), project=cfg.lib_name, repo=cfg.git_url,
-                  source=f'{cfg.git_url}/blob/{cfg.branch}/{notebook}')
+                  source=f'{cfg.git_url}/blob/{cfg.branch}/{notebook}', open=open_in(notebook, cfg), near=near(pages, page))
     variables = [a for k, v in values.items() for a in ('-V', f'{k}={v}')]
     return pandoc(json.dumps(page.tree), '-f', 'json', '-t', 'html5', '--standalone', '--mathml', '--toc', '--toc-depth=3',
                   '--template', str(HERE/'site.html'), *variables)
