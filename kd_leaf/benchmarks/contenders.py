@@ -76,7 +76,8 @@ class Parts:
         m,precision = create_model(name, len(self.store.vocab), weights=weights).to(self.bench.device),self.precision
         if precision!='fp32':
             tune_malloc()
-            if precision=='auto' or not train: precision = fastest_precision(name, self.bench.size, self.bench.device, train)
+            measure = precision=='auto' or not train
+            if measure: precision = fastest_precision(name, self.bench.size, self.bench.device, train)
         return m, precision, set_precision(m, precision)
 
     def student(self):
@@ -98,7 +99,7 @@ def contender(
     contenders[f.__name__] = f
     return f
 
-# %% ../../nbs/benchmarks/02_contenders.ipynb #5ad1f8a3
+# %% ../../nbs/benchmarks/02_contenders.ipynb #adf19ae6
 class TrainOnly(Callback):
     "Leave validation out of an epoch"
     def before_validate(self): raise CancelValidException
@@ -118,6 +119,7 @@ def epoch_of_loop(
             opt.zero_grad()
     return epoch
 
+# %% ../../nbs/benchmarks/02_contenders.ipynb #9afa2464
 def epoch_of_learners(
     p:Parts, # gives the setting and the students
     dls, # fastai `DataLoaders`

@@ -55,7 +55,8 @@ def timm(
 def _torchdistill_config(b, frozen):
     "What torchdistill's YAML would say"
     from torch.utils.data import RandomSampler
-    module = dict(student_module_path='.', student_module_io='output', teacher_module_path='.', teacher_module_io='output')
+    module = {f'{who}_module_{what}': value for who in ('student', 'teacher')
+              for what,value in (('path', '.'), ('io', 'output'))}
     kd = dict(key='KDLoss', kwargs=module | dict(temperature=b.temperature, alpha=b.alpha, reduction='batchmean'))
     loss = dict(key='WeightedSumLoss', kwargs=dict(sub_terms=dict(kd=dict(criterion=kd, weight=1.))))
     loader = lambda: dict(sampler=dict(class_or_func=RandomSampler, kwargs={}))

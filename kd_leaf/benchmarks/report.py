@@ -57,14 +57,15 @@ def bench_table(
     for name,g in rows.groupby('contender'):
         r = ratio(rows, name, 'ours_cached')
         times = dict(times=np.median(r), times_low=r.min(), times_high=r.max())
-        out.append(dict(contender=name, who=_label(g), seconds=g.seconds.median(), **times, peak_rss_mb=g.peak_rss_mb.max()))
+        measured = dict(seconds=g.seconds.median(), **times, peak_rss_mb=g.peak_rss_mb.max())
+        out.append(dict(contender=name, who=_label(g), **measured))
     data = pd.DataFrame(out).sort_values('times', ignore_index=True)
     times = [f'{r.times:.2f} ({r.times_low:.2f} to {r.times_high:.2f})' for r in data.itertuples()]
-    text = pd.DataFrame({'': data.who, 'Seconds an epoch': data.seconds.map('{:.1f}'.format), 'Times ours cached': times,
-                         'Peak memory in MB': data.peak_rss_mb.map('{:.0f}'.format)})
+    seconds,memory = data.seconds.map('{:.1f}'.format),data.peak_rss_mb.map('{:.0f}'.format)
+    text = {'': data.who, 'Seconds an epoch': seconds, 'Times ours cached': times, 'Peak memory in MB': memory}
     title = f"An epoch of {', '.join(map(str, rows.n_images.unique()))} images"
     caption = f'Medians over rounds, and the range of the ratio. Memory of the whole process. {_made_from(rows)}'
-    return Table('epochs', title, caption, data, text)
+    return Table('epochs', title, caption, data, pd.DataFrame(text))
 
 # %% ../../nbs/benchmarks/01_report.ipynb #5dc62d9d
 def whole_cost(
@@ -109,7 +110,7 @@ def growth_table(
                          'Peak memory, MB': data.peak_rss_mb.map(whole)})
     return Table('growth', 'How the cost of cached distillation grows', _made_from(rows), data, text)
 
-# %% ../../nbs/benchmarks/01_report.ipynb #b43fe3ec
+# %% ../../nbs/benchmarks/01_report.ipynb #df04ef6a
 def _kind(contender):
     "The colour of a contender in the figure"
     if contender in ('limit', 'fastai_alone'): return 'no teacher'
@@ -121,13 +122,13 @@ def bench_figure(
     "The epoch of each contender as a multiple of that of the cached student; returns the matplotlib figure"
     import matplotlib.pyplot as plt, seaborn as sns
     sns.set_theme(style='whitegrid', palette='colorblind', rc={'figure.dpi': 80, 'svg.hashsalt': 'kd_leaf'})
-    bars = [pd.DataFrame(dict(who=textwrap.fill(_label(g), 44), times=ratio(rows, name, 'ours_cached'), kind=_kind(name)))
-            for name,g in rows.groupby('contender')]
-    df = pd.concat(bars)
+    bar = lambda name, g: dict(who=textwrap.fill(_label(g), 44), times=ratio(rows, name, 'ours_cached'), kind=_kind(name))
+    df = pd.concat([pd.DataFrame(bar(name, g)) for name,g in rows.groupby('contender')])
     order = df.groupby('who').times.median().sort_values().index
     fig,ax = plt.subplots(figsize=(8, .46*len(order)+1), layout='constrained')
     whole_range = lambda o: (o.min(), o.max())
-    sns.barplot(df, x='times', y='who', hue='kind', order=order, estimator='median', errorbar=whole_range, dodge=False, ax=ax)
+    sns.barplot(df, x='times', y='who', hue='kind', order=order, estimator='median', errorbar=whole_range,
+                dodge=False, ax=ax)
     ax.axvline(1, color='black', lw=.8)
     ax.set(xlabel='times our epoch with the cache', ylabel='')
     ax.legend(title='', loc='upper right')

@@ -8,22 +8,34 @@ Docs: https://kd-leaf.github.io/kd_leaf/ensemble/model.html.md"""
 __all__ = ['Ensemble', 'load_ensemble', 'latency_ms', 'model_cost']
 
 # %% ../../nbs/ensemble/04_model.ipynb #5225cff3
-import io,os,shutil
+import os,shutil
 from pathlib import Path
-import numpy as np, PIL.Image, torch
-from PIL import ImageOps
+import numpy as np, torch
 from torch.utils.benchmark import Timer
-from ..core import check_name,check_number,file_sha256,name_full_disk,read_json,write_json
+from ..core import check_number,file_sha256,name_full_disk,read_json,write_json
 from ..data.store import decode_image
 from .layer import RuleLayer,take_member
 from .rules import Rule
-from ..models.zoo import create_model,head_of,list_models,n_flops,n_params,save_weights
+from ..models.zoo import create_model,head_of,n_flops,n_params,save_weights
 from .selector import selector_net
 from fastai.callback.schedule import Learner
 from fastai.vision.core import imagenet_stats
 from fastcore.basics import patch
 from safetensors.torch import load_file
 from torch import nn
+
+# %% ../../nbs/ensemble/04_model.ipynb #a5b46403
+def _check_parts(members, rule, names, size, selector, soft):
+    "`ValueError` or `TypeError` that names the part of an ensemble that does not fit"
+    if not members: raise ValueError('an ensemble needs at least one member')
+    if odd := [o for o in members if not isinstance(o, nn.Module)]:
+        raise TypeError(f'a member is a module or a Learner, not {type(odd[0]).__name__}')
+    if not isinstance(rule, Rule): raise TypeError(f'rule={rule!r}: give a `Rule`, such as from `fit_ensemble`')
+    rule.check(len(members))
+    if names is not None and len(names)!=len(members):
+        raise ValueError(f'{len(names)} names for {len(members)} members')
+    if size is not None: check_number('size', size, 16, 4096, whole=True)
+    if soft and selector is None: raise ValueError('soft=True mixes by a selector: give one')
 
 # %% ../../nbs/ensemble/04_model.ipynb #963655a2
 class Ensemble(nn.Module):
@@ -46,17 +58,6 @@ class Ensemble(nn.Module):
 
     @property
     def rule(self): return self.combine.rule
-
-def _check_parts(members, rule, names, size, selector, soft):
-    "`ValueError` or `TypeError` that names the part of an ensemble that does not fit"
-    if not members: raise ValueError('an ensemble needs at least one member')
-    if odd := [o for o in members if not isinstance(o, nn.Module)]:
-        raise TypeError(f'a member is a module or a Learner, not {type(odd[0]).__name__}')
-    if not isinstance(rule, Rule): raise TypeError(f'rule={rule!r}: give a `Rule`, such as from `fit_ensemble`')
-    rule.check(len(members))
-    if names is not None and len(names)!=len(members): raise ValueError(f'{len(names)} names for {len(members)} members')
-    if size is not None: check_number('size', size, 16, 4096, whole=True)
-    if soft and selector is None: raise ValueError('soft=True mixes by a selector: give one')
 
 # %% ../../nbs/ensemble/04_model.ipynb #defca800
 @patch
@@ -101,36 +102,16 @@ def configuration(self:Ensemble) -> dict: # of rule, names, selector
     names = list(self.names) if self.names else [type(m).__name__ for m in self.members]
     return dict(rule=rule, names=names, selector=None if self.selector is None else 'soft' if self.soft else 'hard')
 
-# %% ../../nbs/ensemble/04_model.ipynb #6ff5c02e
-def _as_file(image):
-    "What an image comes as, turned into what PIL opens: a path, or an open file"
-    if isinstance(image, (str, Path)): return image
-    if isinstance(image, (bytes, bytearray)): return io.BytesIO(image)
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        if image.is_floating_point(): image = (image*255).round().clamp(0, 255).to(torch.uint8)
-        image = image.permute(1, 2, 0).numpy() if image.ndim==3 else image.numpy()
-    if isinstance(image, np.ndarray):
-        if image.dtype!=np.uint8 or image.ndim!=3 or image.shape[2]!=3: raise ValueError(
-            f'{image.dtype} of shape {image.shape}: expected a uint8 array (H, W, 3), '
-            'or a tensor (3, H, W), uint8 or float from 0 to 1')
-        image = PIL.Image.fromarray(image)
-    if not isinstance(image, PIL.Image.Image): raise TypeError(
-        f'{type(image).__name__} is no image: give a file, PIL image, array, tensor, or the bytes of a file')
-    file = io.BytesIO()
-    ImageOps.exif_transpose(image).save(file, 'TIFF') # keeps every mode
-    return file
-
 # %% ../../nbs/ensemble/04_model.ipynb #4d52f8ba
 @patch
 def predict(self:Ensemble,
-    image # file, PIL image, uint8 array (H, W, 3), tensor (3, H, W), or bytes of a file
+    image # file, bytes of one, PIL image, or array or tensor: (H, W, 3) or (3, H, W), uint8 or float in [0, 1]
 ) -> tuple: # name of the class, its number, (n_classes,) probabilities; as `Learner.predict`
     "Classify one image; `ValueError` if it cannot be read"
     if not (self.vocab and self.size): raise ValueError(
         'this ensemble does not know its classes or the size of its images: give vocab and size')
-    pixels = decode_image(_as_file(image), self.size)
-    if isinstance(pixels, str): raise ValueError(f'{image if isinstance(image, (str, Path)) else "image"}: {pixels}')
+    pixels = decode_image(image, self.size)
+    if isinstance(pixels, str): raise ValueError(f'{image if isinstance(image, (str, Path)) else type(image).__name__}: {pixels}')
     mean,std = (torch.tensor(o)[:, None, None] for o in imagenet_stats)
     xb = ((torch.tensor(pixels).permute(2, 0, 1)/255-mean)/std)[None]
     with torch.inference_mode(): p = self.eval()(xb.to(next(self.parameters()).device))[0].exp().cpu()
@@ -209,17 +190,16 @@ def _load_member(name, n_classes, state, file):
     model.load_state_dict(state)
     return model
 
-# %% ../../nbs/ensemble/04_model.ipynb #05b7e5c5
+# %% ../../nbs/ensemble/04_model.ipynb #b2d9b09d
 def load_ensemble(
     folder # from `Ensemble.save`
 ) -> Ensemble: # in eval mode, on the CPU
-    "Read an ensemble from files; `FileNotFoundError` or `ValueError` naming the file that is absent, damaged or foreign"
+    "Read an ensemble from files; `FileNotFoundError` or `ValueError` names the file that is absent or damaged"
     folder = Path(folder)
     note = folder/'ensemble.json'
     if not note.is_file(): raise FileNotFoundError(f'{note} is not there: {folder} holds no ensemble that was saved')
     d = _read_note(note)
     rule = Rule(**{k: np.array(v) if isinstance(v, list) else v for k,v in d['rule'].items()})
-    for name in d['names']: check_name(name, list_models(), 'model')
     state = lambda file: _read_tensors(folder/file, d['sha256'].get(file))
     files = [f'{k}.safetensors' for k in range(len(d['names']))]
     members = [_load_member(o, len(d['vocab']), state(f), folder/f) for o,f in zip(d['names'], files)]

@@ -47,9 +47,7 @@ class Rule:
         if absent := [o for o in needed if getattr(self, o) is None]:
             raise ValueError(f'the rule {self.arithmetic!r} needs {" and ".join(absent)}: fit it by `fit_ensemble`')
 
-    def check(self,
-        n_members:int # whose logits the rule is to combine
-    ):
+    def check(self, n_members):
         "`ValueError` if the rule was fitted for another number of members"
         fitted_for = n_members
         if self.arithmetic=='mixture': fitted_for = len(self.weights)
@@ -121,7 +119,7 @@ def _fit_weighted(logits, targets):
 ensembles = dict(mean=_fit_mean, mean_logits=_fit_mean_logits, weighted=_fit_weighted, greedy=_fit_greedy,
                  vote=_fit_vote, confidence=_fit_confidence, stacking=_fit_stacking)
 
-# %% ../../nbs/ensemble/01_rules.ipynb #01689700
+# %% ../../nbs/ensemble/01_rules.ipynb #14ad0fd6
 def check_logits(
     logits, # (m, n, n_classes), of the members
     targets # (n,) class numbers
@@ -129,7 +127,8 @@ def check_logits(
     "`ValueError` that says what is wrong with members' logits or with the class numbers"
     shapes = [np.shape(o) for o in logits]
     if not shapes: raise ValueError('logits of no member: an ensemble needs at least one')
-    if len(set(shapes))>1: raise ValueError(f'members have logits of shapes {shapes}: all need the same images and classes')
+    if len(set(shapes))>1:
+        raise ValueError(f'members have logits of shapes {shapes}: all need the same images and classes')
     logits,targets = np.asarray(logits, float),np.asarray(targets)
     if not len(targets): raise ValueError('no images to fit on')
     if logits.ndim!=3 or logits.shape[1]!=len(targets): raise ValueError(
