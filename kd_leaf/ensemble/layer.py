@@ -45,7 +45,8 @@ class RuleLayer(nn.Module):
         self.rule = rule
         for name in ('weights', 'bias'):
             fitted = getattr(rule, name)
-            self.register_buffer(name, None if fitted is None else torch.tensor(fitted, dtype=torch.float32))
+            tensor = None if fitted is None else torch.tensor(fitted, dtype=torch.float32).contiguous()
+            self.register_buffer(name, tensor)
 
     def forward(self,
         logits # (members, bs, n_classes)
