@@ -32,6 +32,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.vision.augment import Resize
 from fastai.vision.core import imagenet_stats
 from fastai.vision.data import ImageDataLoaders
+from fastcore.basics import patch
 
 # %% ../../nbs/benchmarks/02_contenders.ipynb #1c0eec4d
 @dataclass(frozen=True)
@@ -67,28 +68,32 @@ class Parts:
         self.plan = SamplePlan.of(np.resize(self.store.where('train'), b.n_images))
         self.dls = view_dls(self.store, Views(b.views), self.plan, b.bs, device=b.device)
 
-    def model(self,
-        name, # from `list_models`
-        train, # it is to be trained
-        weights='none' # a file
-    ) -> tuple: # module, its precision, callbacks for it
-        "A model on the device, in its precision"
-        m,precision = create_model(name, len(self.store.vocab), weights=weights).to(self.bench.device),self.precision
-        if precision!='fp32':
-            tune_malloc()
-            measure = precision=='auto' or not train
-            if measure: precision = fastest_precision(name, self.bench.size, self.bench.device, train)
-        return m, precision, set_precision(m, precision)
+# %% ../../nbs/benchmarks/02_contenders.ipynb #3c1e6284
+@patch
+def model(self:Parts,
+    name, # from `list_models`
+    train, # it is to be trained
+    weights='none' # a file
+) -> tuple: # module, its precision, callbacks for it
+    "A model on the device, in its precision"
+    m,precision = create_model(name, len(self.store.vocab), weights=weights).to(self.bench.device),self.precision
+    if precision!='fp32':
+        tune_malloc()
+        measure = precision=='auto' or not train
+        if measure: precision = fastest_precision(name, self.bench.size, self.bench.device, train)
+    return m, precision, set_precision(m, precision)
 
-    def student(self):
-        "The student; its callbacks are in `cbs`"
-        m,self.student_precision,self.cbs = self.model(self.bench.student, True)
-        return m
+@patch
+def student(self:Parts):
+    "The student; its callbacks are in `cbs`"
+    m,self.student_precision,self.cbs = self.model(self.bench.student, True)
+    return m
 
-    def teacher(self):
-        "The teacher"
-        m,self.teacher_precision,_ = self.model(self.bench.teacher, False, self.bench.weights)
-        return m
+@patch
+def teacher(self:Parts):
+    "The teacher"
+    m,self.teacher_precision,_ = self.model(self.bench.teacher, False, self.bench.weights)
+    return m
 
 # %% ../../nbs/benchmarks/02_contenders.ipynb #258196f6
 contenders = {}

@@ -122,8 +122,11 @@ def bench_figure(
     "The epoch of each contender as a multiple of that of the cached student; returns the matplotlib figure"
     import matplotlib.pyplot as plt, seaborn as sns
     sns.set_theme(style='whitegrid', palette='colorblind', rc={'figure.dpi': 80, 'svg.hashsalt': 'kd_leaf'})
-    bar = lambda name, g: dict(who=textwrap.fill(_label(g), 44), times=ratio(rows, name, 'ours_cached'), kind=_kind(name))
-    df = pd.concat([pd.DataFrame(bar(name, g)) for name,g in rows.groupby('contender')])
+    bars = []
+    for name,g in rows.groupby('contender'):
+        times = ratio(rows, name, 'ours_cached')
+        bars.append(pd.DataFrame(dict(who=textwrap.fill(_label(g), 44), times=times, kind=_kind(name))))
+    df = pd.concat(bars)
     order = df.groupby('who').times.median().sort_values().index
     fig,ax = plt.subplots(figsize=(8, .46*len(order)+1), layout='constrained')
     whole_range = lambda o: (o.min(), o.max())

@@ -111,7 +111,8 @@ def predict(self:Ensemble,
     if not (self.vocab and self.size): raise ValueError(
         'this ensemble does not know its classes or the size of its images: give vocab and size')
     pixels = decode_image(image, self.size)
-    if isinstance(pixels, str): raise ValueError(f'{image if isinstance(image, (str, Path)) else type(image).__name__}: {pixels}')
+    shown = image if isinstance(image, (str, Path)) else type(image).__name__
+    if isinstance(pixels, str): raise ValueError(f'{shown}: {pixels}')
     mean,std = (torch.tensor(o)[:, None, None] for o in imagenet_stats)
     xb = ((torch.tensor(pixels).permute(2, 0, 1)/255-mean)/std)[None]
     with torch.inference_mode(): p = self.eval()(xb.to(next(self.parameters()).device))[0].exp().cpu()
