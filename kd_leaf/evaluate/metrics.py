@@ -1,4 +1,4 @@
-"""Scores from saved logits: accuracy, macro F1 and their classes, whether a difference is real, and whether a confidence can be believed
+"""Scores from saved logits: accuracy, macro F1, scores of each class, whether a difference is real, and whether a confidence can be trusted
 
 Docs: https://kd-leaf.github.io/kd_leaf/evaluate/metrics.html.md"""
 
@@ -11,80 +11,118 @@ __all__ = ['scores', 'class_report', 'confusion', 'Difference', 'paired_bootstra
 # %% ../../nbs/evaluate/01_metrics.ipynb #5d984b7e
 from typing import NamedTuple
 import numpy as np, pandas as pd
+from ..core import check_number
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax,softmax
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score,confusion_matrix,precision_recall_fscore_support
 
 # %% ../../nbs/evaluate/01_metrics.ipynb #3ece56d3
+def _checked(logits, targets):
+    "Logits (n, n_classes) and class numbers (n,) as arrays; `ValueError` that says what is wrong with them"
+    logits,targets = np.asarray(logits),np.asarray(targets)
+    if logits.ndim!=2 or targets.shape!=logits.shape[:1]: raise ValueError(
+        f'logits of shape {logits.shape} do not fit {targets.size} targets: expected (n, n_classes) and (n,)')
+    if not len(targets): raise ValueError('no images: there is nothing to score')
+    if np.isnan(logits).any(): raise ValueError('logits that are not finite (NaN): did the training fail?')
+    n_classes = logits.shape[1]
+    if (odd := targets[~np.isin(targets, np.arange(n_classes))]).size:
+        raise ValueError(f'target {odd[0]}: expected class numbers from 0 to {n_classes-1}')
+    return logits, targets.astype(int)
+
 def scores(
     logits, # (n, n_classes)
     targets # (n,) class numbers
 ) -> dict: # accuracy, precision, recall, f1 in [0, 1]; the last three macro
     "Accuracy and macro scores of the top-1 prediction; a class never predicted has precision 0"
-    logits,targets = np.asarray(logits),np.asarray(targets)
-    if logits.ndim!=2 or len(logits)!=len(targets): raise ValueError(f'logits of shape {logits.shape} do not fit {len(targets)} targets: expected (n, n_classes) and (n,)')
-    p,r,f1,_ = precision_recall_fscore_support(targets, logits.argmax(1), average='macro', labels=range(logits.shape[1]), zero_division=0)
-    return dict(accuracy=accuracy_score(targets, logits.argmax(1)), precision=p, recall=r, f1=f1)
+    logits,targets = _checked(logits, targets)
+    predicted,classes = logits.argmax(1),range(logits.shape[1])
+    macro = precision_recall_fscore_support(targets, predicted, average='macro', labels=classes, zero_division=0)
+    return dict(accuracy=accuracy_score(targets, predicted), precision=macro[0], recall=macro[1], f1=macro[2])
 
 # %% ../../nbs/evaluate/01_metrics.ipynb #db9913c5
+def _checked_names(logits, targets, vocab):
+    "As `_checked`, and as many names as classes"
+    logits,targets = _checked(logits, targets)
+    if len(vocab)!=logits.shape[1]: raise ValueError(f'{len(vocab)} names for {logits.shape[1]} classes')
+    return logits.argmax(1), targets, range(len(vocab))
+
 def class_report(
     logits, # (n, n_classes)
     targets, # (n,) class numbers
     vocab # n_classes names
-) -> pd.DataFrame: # a row a class: precision, recall, f1, support
+) -> pd.DataFrame: # a row for each class: precision, recall, f1, support
     "Scores of each class"
-    cols = precision_recall_fscore_support(targets, np.asarray(logits).argmax(1), labels=range(len(vocab)), zero_division=0)
-    return pd.DataFrame(dict(zip(('precision', 'recall', 'f1', 'support'), cols)), index=pd.Index(vocab, name='class'))
+    predicted,targets,classes = _checked_names(logits, targets, vocab)
+    columns = precision_recall_fscore_support(targets, predicted, labels=classes, zero_division=0)
+    named = dict(zip(('precision', 'recall', 'f1', 'support'), columns))
+    return pd.DataFrame(named, index=pd.Index(vocab, name='class'))
 
 def confusion(
     logits, # (n, n_classes)
     targets, # (n,) class numbers
     vocab # n_classes names
-) -> pd.DataFrame: # (n_classes, n_classes) counts, a row a true class, a column a predicted one
+) -> pd.DataFrame: # (n_classes, n_classes) counts, a row for each true class, a column for each predicted one
     "Confusion matrix"
-    m = confusion_matrix(targets, np.asarray(logits).argmax(1), labels=range(len(vocab)))
-    return pd.DataFrame(m, index=pd.Index(vocab, name='true'), columns=pd.Index(vocab, name='predicted'))
+    predicted,targets,classes = _checked_names(logits, targets, vocab)
+    counts = confusion_matrix(targets, predicted, labels=classes)
+    return pd.DataFrame(counts, index=pd.Index(vocab, name='true'), columns=pd.Index(vocab, name='predicted'))
 
 # %% ../../nbs/evaluate/01_metrics.ipynb #9d304fe6
+class Difference(NamedTuple):
+    "A minus B in macro F1, its interval and two-sided p"
+    difference:float # on the images as they are
+    low:float        # end of the interval
+    high:float       # end of the interval
+    p:float          # twice the share of draws on the other side of zero
+
 def _macro_f1(predicted, targets, weights, n_classes):
     "Macro F1 (draws,) of samples in which each image has a weight (draws, n)"
     p,t = (np.eye(n_classes, dtype=np.float32)[o] for o in (predicted, targets))
     hit,both = weights@(p*t),weights@(p+t)
     return np.divide(2*hit, both, out=np.zeros(hit.shape), where=both>0).mean(1)
 
-class Difference(NamedTuple):
-    "A minus B in macro F1, its interval and two-sided p"
-    difference:float # on the images as they are
-    low:float        # end of the interval
-    high:float       # end of the interval
-    p:float          # how often a draw falls on the other side of zero, twice
+def _checked_pair(a, b, targets):
+    "Logits (n_seeds, n, n_classes) of two models as arrays; `ValueError` if they are not of the same seeds and images"
+    a,b,targets = np.asarray(a),np.asarray(b),np.asarray(targets)
+    if a.shape!=b.shape or a.ndim!=3 or a.shape[1]!=len(targets): raise ValueError(
+        f'logits of shapes {a.shape} and {b.shape} for {len(targets)} targets do not pair: '
+        f'both must be (n_seeds, {len(targets)}, n_classes)')
+    for each in (*a, *b): _checked(each, targets)
+    return a, b, targets
 
+# %% ../../nbs/evaluate/01_metrics.ipynb #08c531bc
 def paired_bootstrap(
     a, # (n_seeds, n, n_classes) logits
     b, # (n_seeds, n, n_classes) logits of the other, the same seeds and images
     targets, # (n,) class numbers
     n:int=2000, # draws
-    level:float=.95, # share of the draws inside the interval
+    level:float=.95, # share of the draws inside the interval, below 1
     seed:int=0 # of the draws
 ) -> Difference: # a minus b
     "Difference in macro F1 and its interval over images and seeds; `ValueError` if these do not pair"
-    a,b,targets = np.asarray(a),np.asarray(b),np.asarray(targets)
-    if a.shape!=b.shape or a.ndim!=3 or a.shape[1]!=len(targets): raise ValueError(f'logits of shapes {a.shape} and {b.shape} for {len(targets)} targets do not pair: both must be (n_seeds, {len(targets)}, n_classes)')
-    (s,m,c),rng = a.shape,np.random.default_rng(seed)
-    w = np.concatenate([np.ones((1, m)), rng.multinomial(m, [1/m]*m, size=n)]).astype(np.float32) # first the images as they are
-    diff = np.stack([_macro_f1(i.argmax(1), targets, w, c)-_macro_f1(j.argmax(1), targets, w, c) for i,j in zip(a, b)], 1) # (1+n, n_seeds)
-    draws = np.take_along_axis(diff[1:], rng.integers(s, size=(n, s)), 1).mean(1)
+    check_number('n', n, 1, whole=True)
+    check_number('level', level, 0, 1-1e-9, above=True)
+    a,b,targets = _checked_pair(a, b, targets)
+    (n_seeds,m,n_classes),rng = a.shape,np.random.default_rng(seed)
+    drawn = rng.multinomial(m, [1/m]*m, size=n) # how often each image is in each draw
+    weights = np.concatenate([np.ones((1, m)), drawn]).astype(np.float32) # first the images as they are
+    f1 = lambda logits: _macro_f1(logits.argmax(1), targets, weights, n_classes)
+    diff = np.stack([f1(x)-f1(y) for x,y in zip(a, b)], 1) # (1+n, n_seeds)
+    draws = np.take_along_axis(diff[1:], rng.integers(n_seeds, size=(n, n_seeds)), 1).mean(1)
+    low,high = np.quantile(draws, [(1-level)/2, (1+level)/2])
     p = 2*(1+min((draws<=0).sum(), (draws>=0).sum()))/(n+1)
-    return Difference(float(diff[0].mean()), *map(float, np.quantile(draws, [(1-level)/2, (1+level)/2])), min(p, 1.))
+    return Difference(float(diff[0].mean()), float(low), float(high), min(p, 1.))
 
 # %% ../../nbs/evaluate/01_metrics.ipynb #c3da9fae
 def holm(
     p # (n,) of the comparisons of one table
 ) -> np.ndarray: # (n,) corrected, at most 1, in the order given
-    "Holm's correction for several comparisons"
-    p = np.asarray(p, float)
-    if p.ndim!=1 or not ((0<=p)&(p<=1)).all(): raise ValueError(f'p={p}: give a list of numbers between 0 and 1')
+    "Holm's correction for several comparisons; `ValueError` if these are no probabilities"
+    refused = ValueError(f'p={p}: give a list of numbers between 0 and 1')
+    try: p = np.asarray(p, float)
+    except (TypeError, ValueError): raise refused from None
+    if p.ndim!=1 or not ((0<=p)&(p<=1)).all(): raise refused
     order,out = p.argsort(),np.empty(len(p))
     out[order] = np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)).clip(max=1)
     return out
@@ -96,21 +134,25 @@ def mcnemar(
     targets # (n,) class numbers
 ) -> tuple: # images that only a has right, that only b has right, p
     "McNemar's exact test of two models on the same images"
-    a,b = (np.asarray(o).argmax(1)==np.asarray(targets) for o in (a, b))
-    only_a,only_b = int((a&~b).sum()),int((b&~a).sum())
-    return only_a, only_b, binomtest(only_a, only_a+only_b).pvalue if only_a+only_b else 1.
+    right_a,right_b = (logits.argmax(1)==t for logits,t in (_checked(a, targets), _checked(b, targets)))
+    only_a,only_b = int((right_a&~right_b).sum()),int((right_b&~right_a).sum())
+    either = only_a+only_b
+    return only_a, only_b, float(binomtest(only_a, either).pvalue) if either else 1.
 
 # %% ../../nbs/evaluate/01_metrics.ipynb #0d55e599
 def reliability(
     logits, # (n, n_classes)
     targets, # (n,) class numbers
     n_bins:int=15 # of equal width
-) -> pd.DataFrame: # a row a bin that has images: confidence, accuracy, images
-    "How often a model is right, by how sure it was"
-    p = softmax(np.asarray(logits, float), axis=1)
-    df = pd.DataFrame(dict(bin=np.minimum((p.max(1)*n_bins).astype(int), n_bins-1), confidence=p.max(1), accuracy=p.argmax(1)==np.asarray(targets)))
-    g = df.groupby('bin')
-    return g.mean().assign(images=g.size())
+) -> pd.DataFrame: # a row for each bin that has images: confidence, accuracy, images
+    "How often a model is right, by its confidence"
+    check_number('n_bins', n_bins, 1, whole=True)
+    logits,targets = _checked(logits, targets)
+    p = softmax(logits.astype(float), axis=1)
+    confidence,right = p.max(1),p.argmax(1)==targets
+    number = np.minimum((confidence*n_bins).astype(int), n_bins-1)
+    bins = pd.DataFrame(dict(bin=number, confidence=confidence, accuracy=right)).groupby('bin')
+    return bins.mean().assign(images=bins.size())
 
 def calibration_error(
     logits, # (n, n_classes)
@@ -121,21 +163,26 @@ def calibration_error(
     r = reliability(logits, targets, n_bins)
     return float(((r.confidence-r.accuracy).abs()*r.images).sum()/r.images.sum())
 
+# %% ../../nbs/evaluate/01_metrics.ipynb #9f126848
 def fit_temperature(
     logits, # (n, n_classes), of valid
     targets # (n,) class numbers
-) -> float: # divide logits by it; above 1 for a model that is too sure
+) -> float: # divide logits by it; above 1 for a model that is too confident
     "The temperature with the smallest cross-entropy (temperature scaling, arXiv:1706.04599)"
-    logits,targets = np.asarray(logits, float),np.asarray(targets)
-    nll = lambda log_t: -log_softmax(logits/np.exp(log_t), axis=1)[np.arange(len(targets)), targets].mean()
-    return float(np.exp(minimize_scalar(nll, bounds=(-4, 4), method='bounded').x))
+    logits,targets = _checked(logits, targets)
+    logits,rows = logits.astype(float),np.arange(len(targets))
+    cross_entropy = lambda log_t: -log_softmax(logits/np.exp(log_t), axis=1)[rows, targets].mean()
+    return float(np.exp(minimize_scalar(cross_entropy, bounds=(-4, 4), method='bounded').x))
 
 # %% ../../nbs/evaluate/01_metrics.ipynb #37969e12
 def agreement(
     student_logits, # (n, n_classes)
     teacher_logits # (n, n_classes)
 ) -> tuple: # share of images with the same top-1 class; KL(teacher‖student) in nats, mean
-    "How alike student and teacher are"
+    "How alike student and teacher are; `ValueError` if their logits are not of the same shape"
     s,t = (np.asarray(o, float) for o in (student_logits, teacher_logits))
-    kl = (softmax(t, axis=1)*(log_softmax(t, axis=1)-log_softmax(s, axis=1))).sum(1).mean()
+    if s.shape!=t.shape or s.ndim!=2: raise ValueError(
+        f'logits of shapes {s.shape} and {t.shape}: both must be (n, n_classes), of the same images')
+    log_s,log_t = log_softmax(s, axis=1),log_softmax(t, axis=1)
+    kl = (np.exp(log_t)*(log_t-log_s)).sum(1).mean()
     return float((s.argmax(1)==t.argmax(1)).mean()), float(kl)
