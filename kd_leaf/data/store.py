@@ -228,7 +228,8 @@ def decode_image(
             return np.asarray(ImageOps.fit(open_image(item), (size, size), Image.BICUBIC))
     except MemoryError as e: raise MemoryError(f'out of memory at {item}: close other programs') from e
     except OSError as e:
-        if e.errno in _broken: raise OSError(e.errno, f'{e.strerror} at {item}: the machine failed, not the image') from e
+        if e.errno in _broken:
+            raise OSError(e.errno, f'{e.strerror} at {item}: the machine failed, not the image') from e
         return f'{type(e).__name__}: {e}'
     except Exception as e: return f'{type(e).__name__}: {e}'
 
@@ -310,7 +311,8 @@ class ImageStore:
         self.size = self.images.shape[1]
 
     def __len__(self): return len(self.labels)
-    def __repr__(self): return f'ImageStore {self.name}: {len(self)} images of {self.size} px, {len(self.vocab)} classes'
+    def __repr__(self):
+        return f'ImageStore {self.name}: {len(self)} images of {self.size} px, {len(self.vocab)} classes'
 
     def where(self,
         split:str # "train", "valid" or "test"
