@@ -142,14 +142,13 @@ def _check_classes(df, root):
         raise ValueError(f'{root}: {", ".join(more)} in valid or test, but not in train: '
                          'a class that is never taught cannot be tested')
 
-def _check_splits(df, shares):
+def _check_splits(df):
     "Raise `ValueError` for a split without any image"
     empty = [s for s in ('train', 'valid', 'test') if not (df.split==s).any()]
     if not empty: return
-    parts = tuple((shares or dict(train=.7, valid=.15, test=.15)).values())
-    need = next(n for n in count(1) if all(cut(map(str, range(n)), parts)))
-    raise ValueError(f'no image for {" and ".join(empty)}: a class needs {need} images to give each split one, '
-                     f'and the largest has {df.label.value_counts().max()}')
+    need = next(n for n in count(1) if all(cut(map(str, range(n)))))
+    raise ValueError(f'no image for {" and ".join(empty)}: where splits are made here, a class of {need} images gives '
+                     f'each split one, and the largest has {df.label.value_counts().max()}')
 
 def _warn_duplicates(df):
     "Warn, with names, of images in more than one split, and of images with two labels"
@@ -210,6 +209,7 @@ def open_image(
     with im if opened else contextlib.nullcontext():
         if im.mode in ('I', 'F'):
             raise ValueError(f'pixels of 32 bits (mode {im.mode}), whose range is not known: save as 8 or 16 bits')
+        if 0 in im.size: raise ValueError('an image without pixels')
         im = ImageOps.exif_transpose(im)
         if im.mode.startswith('I;16'): # `convert` would cut off all above 255
             im = Image.fromarray((np.asarray(im)/257).astype(np.uint8))
@@ -368,9 +368,8 @@ def image_store(
     if source=='synthetic-leaves': return _draw_store(int(size), int(seed))
     root = find_images(source)
     df = list_images(root, seed)
-    shares = _missing_splits(df)
     if is_card(source): _merge_classes(df, load_card(source))
-    _check_splits(df, shares)
+    _check_splits(df)
     name = source if is_card(source) else root.resolve().name
     sha256 = stable_hash(sorted(df[['split', 'label', 'id', 'sha256']].values.tolist()), 64)
     path = cache_dir('stores')/stable_hash([_version, name, sha256, size, on_bad])
@@ -378,7 +377,7 @@ def image_store(
         with atomic_dir(path) as tmp:
             bad = _decode_all(df, size, tmp/'images.npy')
             df = _drop_bad(df, bad, on_bad, tmp/'images.npy')
-            _check_splits(df, shares)
+            _check_splits(df)
             _write_meta(tmp, name, sha256, df, False)
     return ImageStore(path)
 
