@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from kd_leaf.core import DiskFull
-from kd_leaf.data import cards, store as st
+from kd_leaf.data import cards, files as fl, store as st
 from kd_leaf.data.cards import Card, arrange, find_images, load_card, unpack
-from kd_leaf.data.store import ImageStore, decode_image, image_store, list_images, open_image, write_card
+from kd_leaf.data.files import decode_image, list_images, open_image
+from kd_leaf.data.store import image_store, write_card
 from kd_leaf.data.synthetic import draw_leaf
 
 posix = pytest.mark.skipif(os.name != 'posix', reason='names and permissions of POSIX')
@@ -234,11 +235,11 @@ def test_hashes_are_remembered(tmp_path):
     "No file is read again that has not changed; one that has is noticed, also with its old size and time"
     tree(tmp_path, dict(a=8, b=8))
     first = image_store(tmp_path, 16)
-    with patch.object(st, '_hash_file', side_effect=AssertionError('read again')): image_store(tmp_path, 16)
+    with patch.object(fl, '_hash_file', side_effect=AssertionError('read again')): image_store(tmp_path, 16)
     f = tmp_path/'a/0.png'
     stat, old = f.stat(), f.read_bytes()
     f.write_bytes(old[:-1]+bytes([old[-1]^1])); os.utime(f, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    if os.name == 'posix': assert list_images(tmp_path).set_index('id').sha256['a/0.png'] == st.file_sha256(f)
+    if os.name == 'posix': assert list_images(tmp_path).set_index('id').sha256['a/0.png'] == fl.file_sha256(f)
     leaf(77).save(f)
     assert image_store(tmp_path, 16).sha256 != first.sha256
     next((Path(os.environ['KD_LEAF_CACHE'])/'hashes').iterdir()).write_text('{', encoding='utf-8')

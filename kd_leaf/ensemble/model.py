@@ -12,7 +12,7 @@ import json,time
 from pathlib import Path
 import numpy as np, torch
 from ..core import write_json
-from ..data.store import decode_image
+from ..data.files import decode_image
 from .rules import Rule
 from ..models.zoo import create_model,n_flops,n_params,save_weights
 from .selector import selector_net
