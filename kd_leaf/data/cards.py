@@ -90,6 +90,7 @@ def _check_members(path, z, dest, limit_gb):
                          'unpack it by hand if you trust it, and name the folder')
     if size>free: raise DiskFull(f'{path} unpacks to {size:.2g} GB, and {dest.parent} has {free:.1f} GB free')
 
+# %% ../../nbs/data/01_cards.ipynb #c6686d60
 def unpack(
     path, # zip file
     dest, # folder that will hold its content; if it exists it is taken as it is

@@ -77,14 +77,16 @@ class StoreDataset:
         "The class by its name, for showing"
         return (o[0], Category(self.vocab[int(o[1])])) if len(o)>1 else o
 
-    @contextlib.contextmanager
-    def set_split_idx(self,
-        i:int # 0: augmented, as for `tta`; 1: not
-    ):
-        "Context manager: another `split_idx` for a while"
-        old,self.split_idx = self.split_idx,i
-        try: yield self
-        finally: self.split_idx = old
+# %% ../../nbs/data/04_loaders.ipynb #8317b1eb
+@patch
+@contextlib.contextmanager
+def set_split_idx(self:StoreDataset,
+    i:int # 0: augmented, as for `tta`; 1: not
+):
+    "Context manager: another `split_idx` for a while"
+    old,self.split_idx = self.split_idx,i
+    try: yield self
+    finally: self.split_idx = old
 
 # %% ../../nbs/data/04_loaders.ipynb #c5d9b3ca
 @patch
@@ -188,6 +190,7 @@ def _decode_items(items, size):
     if bad: raise ValueError('these cannot be read as images:\n'+'\n'.join(bad))
     return np.stack(ims)
 
+# %% ../../nbs/data/04_loaders.ipynb #ee1da66d
 class StoreDataLoaders(DataLoaders):
     "fastai `DataLoaders` over a store: train, valid and test"
     def test_dl(self,

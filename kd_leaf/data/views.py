@@ -152,15 +152,17 @@ class ViewLoader(StoreLoader):
         rows = self.rows(self.view).tolist()
         return self.rng.sample(rows, len(rows)) if self.shuffle else rows
 
-    def create_batches(self,
-        samps # positions in the plan
-    ):
-        "Whole batches of views"
-        view = self.view
-        for ks in self.chunkify(samps):
-            self.last_batch = self.keys[ks],view
-            yield self.views_of(ks, view)
-        self.epochs += 1
+# %% ../../nbs/data/05_views.ipynb #65e4d0e2
+@patch
+def create_batches(self:ViewLoader,
+    samps # positions in the plan
+):
+    "Whole batches of views"
+    view = self.view
+    for ks in self.chunkify(samps):
+        self.last_batch = self.keys[ks],view
+        yield self.views_of(ks, view)
+    self.epochs += 1
 
 # %% ../../nbs/data/05_views.ipynb #41591c42
 @patch
