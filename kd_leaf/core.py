@@ -90,7 +90,7 @@ def name_full_disk(
     "Context manager: an `OSError` for lack of space becomes a `DiskFull` that names the folder"
     try: yield
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
+        if isinstance(e, DiskFull) or e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
         remedy = 'free some, or choose another disk; what is finished is kept'
         raise DiskFull(e.errno, f'no space left in {folder}: {remedy}') from e
 

@@ -1,4 +1,4 @@
-"Memory, measured in processes of their own: of a plan for many pictures, and of a cached student"
+"Memory, measured in processes of their own: of a plan for many images, and of a cached student"
 import json, os, subprocess, sys
 import pytest
 
@@ -9,7 +9,7 @@ import numpy as np
 from kd_leaf.study.records import peak_rss_mb
 
 class Store:
-    "Pictures in a file that takes no room on disk, for none is read but as zeros"
+    "Images in a sparse file, which takes no room on disk"
     def __init__(self, folder, n, size, share):
         self.images = np.lib.format.open_memmap(f'{folder}/images.npy', 'w+', np.uint8, (n, size, size, 3))
         self.vocab, self.size, self.name, self.sha256, self.synthetic = list('abcdefghijkl')[:len(share)], size, 'many', 'x', True
@@ -27,7 +27,7 @@ def measure(code, *args):
 
 
 @linux
-def test_smote_plan_for_50_000_pictures(tmp_path):
+def test_smote_plan_for_50_000_images(tmp_path):
     "Of 224 px, twelve to one imbalanced, neighbours among 1,024 features: under 2 GB, in minutes"
     got = measure("""
 from kd_leaf.data.resampling import smote
@@ -45,7 +45,7 @@ print(json.dumps(dict(seconds=time.perf_counter()-start, mb=peak_rss_mb(), real=
 
 @linux
 def test_cached_student(tmp_path):
-    "At the leaf study's size: under 1.5 GB, and four times the pictures take no more memory than their file"
+    "At the leaf study's size: under 1.5 GB, and four times the images take no more memory than their file"
     def student(n):
         (tmp_path/str(n)).mkdir()
         return measure("""

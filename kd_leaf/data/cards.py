@@ -90,6 +90,7 @@ def _check_members(path, z, dest, limit_gb):
                          'unpack it by hand if you trust it, and name the folder')
     if size>free: raise DiskFull(f'{path} unpacks to {size:.2g} GB, and {dest.parent} has {free:.1f} GB free')
 
+# %% ../../nbs/data/01_cards.ipynb #c6686d60
 def unpack(
     path, # zip file
     dest, # folder that will hold its content; if it exists it is taken as it is
@@ -103,7 +104,7 @@ def unpack(
         with zipfile.ZipFile(path) as z:
             _check_members(path, z, dest, limit_gb)
             with atomic_dir(dest) as tmp: z.extractall(tmp)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as e: # cut short, encrypted, unknown method
+    except (zipfile.BadZipFile, EOFError, RuntimeError) as e: # cut short, encrypted, unknown method
         raise ValueError(f'{path} cannot be unpacked ({e}): fetch it again') from e
     return dest
 
@@ -148,7 +149,8 @@ def _from_folders(card, src):
     parts = (1-sum(shares.values()), *shares.values())
     for cls in card.classes or sorted(o.name for o in (src/lay['train']).iterdir() if o.is_dir()):
         train = _files_of(src/lay['train']/cls)
-        for split,names in zip(('train', *shares), cut(train, parts)): yield from ((split, cls, train[n]) for n in names)
+        for split,names in zip(('train', *shares), cut(train, parts)):
+            yield from ((split, cls, train[n]) for n in names)
         for split in sorted({'valid', 'test'}-set(shares)):
             yield from ((split, cls, f) for f in _files_of(src/lay[split]/cls).values())
 
@@ -231,7 +233,8 @@ def _find_folder(source):
     path = Path(source)
     if path.is_dir(): return path
     if path.exists(): raise ValueError(f'{path} is a file: give a folder of class folders')
-    if isinstance(source, Path) or re.search(r'[/\\]', str(source)): raise ValueError(f'there is no folder {path.resolve()}')
+    pathlike = isinstance(source, Path) or re.search(r'[/\\]', str(source))
+    if pathlike: raise ValueError(f'there is no folder {path.resolve()}')
     known = [*list_cards(), 'synthetic-leaves']
     check_name(str(source), known, f'data set (there is no folder {path.resolve()} either)')
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, torch
 from torch.utils.benchmark import Timer
 from ..core import check_number,file_sha256,name_full_disk,read_json,write_json
-from ..data.store import decode_image
+from ..data.files import decode_image
 from .layer import RuleLayer,take_member
 from .rules import Rule
 from ..models.zoo import create_model,head_of,n_flops,n_params,save_weights
