@@ -109,21 +109,22 @@ def _refuse(folder, have, want):
 
 def _as_json(o): return json.loads(json.dumps(o))
 
-# %% ../../nbs/distill/02_cache.ipynb #adccb908
+# %% ../../nbs/distill/02_cache.ipynb #7ad929aa
 @patch
 def check(self:TeacherLogits,
     dls, # loaders from `view_dls` that a student is to learn from
-    teacher=None # module that should have made it
+    teacher=None, # module that should have made it
+    n:int=None # views that will be shown; all of the recipe by default
 ):
     "`ValueError` that says what differs, if a cache is of other images, views or classes, or of another teacher"
-    want,dl = _as_json(_made_from(dls, teacher)),dls.train
+    want,dl,n = _as_json(_made_from(dls, teacher)),dls.train,n or dls.train.views.n
     del want['plan'] # a part of the images will do
     _refuse(self.folder, self.header['made_from'], want)
     remedy = 'build it with `cache_teacher` for these loaders, which adds the rest'
-    if dl.views.n>self.n_views:
-        raise ValueError(f'the cache in {self.folder} holds {self.n_views} views, {dl.views.n} are shown: {remedy}')
+    if n>self.n_views:
+        raise ValueError(f'the cache in {self.folder} holds {self.n_views} views, {n} are shown: {remedy}')
     lack = np.zeros(len(dl.keys), bool)
-    for v in range(dl.views.n):
+    for v in range(n):
         rows = dl.rows(v)
         lack[rows] |= ~self.find(dl.keys[rows], v)[1]
     if not lack.any(): return
@@ -150,12 +151,12 @@ def _chunk(teacher, dl, at, view, precision, bs, bar):
                                  'is it trained, and on normalised images?')
     return out
 
-# %% ../../nbs/distill/02_cache.ipynb #22192bd7
-def _build(file, teacher, dls, precision, bs, chunk):
-    "Append to a file what it lacks of the views that these loaders show"
+# %% ../../nbs/distill/02_cache.ipynb #7e30fcc1
+def _build(file, teacher, dls, n, precision, bs, chunk):
+    "Append to a file what it lacks of the first `n` views that these loaders show"
     dl,step,width = dls.train,bs*chunk,_row(len(dls.vocab)).itemsize
-    rows = [dl.rows(v) for v in range(dl.views.n)]
-    at,view = np.concatenate(rows),np.repeat(np.arange(dl.views.n), [len(o) for o in rows])
+    rows = [dl.rows(v) for v in range(n)]
+    at,view = np.concatenate(rows),np.repeat(np.arange(n), [len(o) for o in rows])
     done = file.stat().st_size//width if file.exists() else 0
     done = done-done%step if done<len(at) else len(at)
     with open(file, 'ab') as f, progress(total=len(at), initial=done, desc='teacher', unit=' views') as bar:
@@ -175,7 +176,7 @@ def verify(self:TeacherLogits,
 ):
     "Compute a few entries again; `ValueError` if they come out otherwise"
     dl,precision,g = dls.train,self.header['precision'],np.random.default_rng(seed)
-    view = g.integers(dl.views.n, size=n)
+    view = g.integers(min(dl.views.n, self.n_views), size=n)
     at = np.array([g.choice(dl.rows(v)) for v in view])
     now,then = _ask(teacher, dl, at, view, precision).astype(np.float32),self(dl.keys[at], view).numpy()
     off,allowed = abs(now-then).max(),.25 if precision=='bf16' else .02
@@ -183,16 +184,16 @@ def verify(self:TeacherLogits,
         raise ValueError(f'{self.folder}: entries computed again differ by up to {off:.3g}: these images or '
                          'this version of torch are not those it was made with; remove the folder')
 
-# %% ../../nbs/distill/02_cache.ipynb #104ca84c
-def _complete(folder, want, teacher, dls, precision, bs, chunk):
-    "Build what a folder lacks, under its lock; whether anything was built"
-    note,start,n = folder/'header.json',time.perf_counter(),dls.train.views.n
+# %% ../../nbs/distill/02_cache.ipynb #4cf231ca
+def _complete(folder, want, teacher, dls, n, precision, bs, chunk):
+    "Build what a folder lacks of `n` views, under its lock; whether anything was built"
+    note,start = folder/'header.json',time.perf_counter()
     header = dict(made_from=want, precision=precision, n_views=0, sha256=None, seconds=0.)
     if note.exists(): header = read_json(note)
     _refuse(folder, header['made_from'], want)
     if header['sha256'] and header['n_views']>=n: return False
     write_json(note, header | dict(sha256=None))
-    _build(folder/'logits.bin', teacher, dls, header['precision'], bs, chunk)
+    _build(folder/'logits.bin', teacher, dls, n, header['precision'], bs, chunk)
     seconds = header['seconds']+time.perf_counter()-start
     write_json(note, header | dict(n_views=n, sha256=file_sha256(folder/'logits.bin'), seconds=seconds))
     return True
@@ -204,7 +205,8 @@ def cache_teacher(
     folder=None, # where it is kept; by default a folder in the cache, named after what it is made from
     precision:str=None, # "fp32", "fp32_cl" or "bf16", as in `set_precision`; by default the Learner's, or "fp32"
     bs:int=None, # images in a batch; by default 32 on a CPU, for memory's sake, and 256 elsewhere
-    chunk:int=16 # batches written at a time: what a kill can cost
+    chunk:int=16, # batches written at a time: what a kill can cost
+    n:int=None # the first `n` views only; all of the recipe by default
 ) -> TeacherLogits:
     "Compute a teacher's logits of every view that is shown, once; `ValueError` if the folder holds something else"
     precision = precision or getattr(teacher, 'precision', 'fp32')
@@ -212,9 +214,10 @@ def cache_teacher(
     bs = check_number('bs', bs or (32 if dls.device.type=='cpu' else 256), 1, whole=True)
     set_precision(teacher.to(dls.device), precision)
     want = _as_json(_made_from(dls, teacher, precision))
+    n = min(check_number('n', n or dls.train.views.n, 1, whole=True), dls.train.views.n)
     folder = check_writable(folder or cache_dir('logits')/stable_hash(want, 16))
     with FileLock(folder/'lock'):
-        fresh = _complete(folder, want, teacher, dls, precision, bs, chunk)
+        fresh = _complete(folder, want, teacher, dls, n, precision, bs, chunk)
         cache = TeacherLogits(folder)
     if not fresh: cache.verify(teacher, dls)
     free_memory() # that the teacher needed
@@ -236,10 +239,11 @@ class MeanLogits:
         self.weights = (w/w.sum()).tolist()
 
     def check(self,
-        dls # as in `TeacherLogits.check`
+        dls, # as in `TeacherLogits.check`
+        n:int=None # likewise
     ):
         "`ValueError` if one of the caches does not belong"
-        for c in self.caches: c.check(dls)
+        for c in self.caches: c.check(dls, n=n)
 
     def __call__(self,
         keys, # (bs,) uint64, of images
