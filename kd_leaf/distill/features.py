@@ -43,7 +43,7 @@ class FeatureKDCallback(KDCallback):
         teacher:nn.Module, # module or Learner that takes the student's batch; not a cache, which holds logits only
         loss:str='attention', # name in `feature_losses`
         alpha:float=.5, # weight of the distillation term, in [0, 1]; 1-alpha weighs the Learner's own loss
-        weight:float=None, # factor that brings the loss to the size of the cross-entropy; one from the literature by default
+        weight:float=None, # factor that brings the loss to the size of the cross-entropy; the literature's by default
         student_layer:str=None, # from `stages`, or any layer's name; the last stage by default
         teacher_layer:str=None, # of the teacher, likewise
         precision:str='fp32', # precision the teacher runs in

@@ -10,7 +10,7 @@ __all__ = ['embed', 'embedding_figure', 'grad_cam', 'grad_cam_figure']
 # %% ../../nbs/evaluate/02_interpret.ipynb #592553e1
 import numpy as np, torch, torch.nn.functional as F
 from ..core import progress
-from ..distill.callbacks import stages
+from ..distill.features import stages
 from ..models.zoo import head_of
 
 # %% ../../nbs/evaluate/02_interpret.ipynb #ed9b282e

@@ -18,13 +18,14 @@ from ..distill.cache import MeanLogits,cache_teacher
 from ..core import check_writable,default_device,progress,seed_everything,write_csv,write_json,write_npz
 from ..data.store import image_store,take_fraction
 from .config import Run,Study,architecture,make_runs
-from ..distill.callbacks import FeatureKDCallback,HideLabels,KDCallback,StopOnNaN
+from ..distill.callbacks import HideLabels,KDCallback,StopOnNaN
+from ..distill.features import FeatureKDCallback
 from ..distill.learner import make_learner,predict_logits
 from ..data.loaders import SamplePlan,store_dls,turning
 from ..distill.losses import feature_losses
 from ..evaluate.metrics import scores
 from ..models.zoo import create_model,n_flops,n_params,save_weights,smote_features
-from ..models.precision import GrowImages,fastest_precision,free_memory
+from ..models.precision import GrowImages,fastest_precision,free_memory,tune_malloc
 from ..data.views import Views,view_dls
 from fastai.callback.core import Callback
 from .records import check_images,reset_peak,code_version,collect,peak_rss_mb,provenance,reuse_records,todo_runs,weights_path
@@ -101,6 +102,7 @@ def do_run(
     "Train a run, save weights and predictions, and last of all the record"
     device = device or default_device()
     weights_path(run.key).unlink(missing_ok=True) # of an earlier try
+    tune_malloc() # of this process, which does nothing but runs
     free_memory(),reset_peak()
     start = time.perf_counter()
     learn,kd,n = fit_run(run, store, device, cbs)
