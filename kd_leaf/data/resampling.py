@@ -24,7 +24,8 @@ def class_counts(
 ) -> pd.Series: # images of each class, most first
     "Images of each class"
     idx = store.where('train') if idx is None else idx
-    return pd.Series(np.bincount(store.labels[idx], minlength=len(store.vocab)), index=store.vocab, name='images').sort_values(ascending=False)
+    n = np.bincount(store.labels[idx], minlength=len(store.vocab))
+    return pd.Series(n, index=store.vocab, name='images').sort_values(ascending=False)
 
 def imbalance_ratio(
     counts:pd.Series # from `class_counts`
@@ -64,17 +65,17 @@ def under_sample(
 
 # %% ../../nbs/data/06_resampling.ipynb #e7933716
 class _Neighbours(NearestNeighbors):
-    "Nearest neighbours among picture numbers, by the features that `look` finds; fewer of them in small classes"
-    def __init__(self, look=None, n_neighbors=6):
+    "Nearest neighbours among image numbers, by their features; fewer of them in small classes"
+    def __init__(self, features_of=None, n_neighbors=6):
         super().__init__(n_neighbors=n_neighbors)
-        self.look = look
+        self.features_of = features_of
 
     def fit(self, X, y=None):
         self.k_ = min(self.n_neighbors, len(X))
-        return super().fit(self.look(X[:, 0]))
+        return super().fit(self.features_of(X[:, 0]))
 
     def kneighbors(self, X=None, n_neighbors=None, return_distance=True):
-        return super().kneighbors(self.look(X[:, 0]), self.k_, return_distance)
+        return super().kneighbors(self.features_of(X[:, 0]), self.k_, return_distance)
 
 class _PlanSMOTE(SMOTE):
     "imbalanced-learn's SMOTE, which writes down (i, j, lam) in place of blending"
@@ -83,6 +84,20 @@ class _PlanSMOTE(SMOTE):
         return X[rows]
 
 # %% ../../nbs/data/06_resampling.ipynb #e30272c9
+def _check_smote(store, idx, k_neighbors):
+    "Raise `ValueError` for a class of one and for images outside train; warn of small and of balanced classes"
+    n = pd.Series(np.array(store.vocab)[store.labels[idx]]).value_counts()
+    if (one := n[n<2]).size:
+        raise ValueError(f'SMOTE needs two images of a class to go between, but {", ".join(one.index)} has one: '
+                         "add images, take a larger fraction, or use balance='over'")
+    if store.splits[idx].tolist().count('train')<len(idx):
+        raise ValueError('SMOTE is for the training split only: some of these images are in valid or test')
+    if n.nunique()==1:
+        warnings.warn(f'all classes have {n.iloc[0]} images: SMOTE has nothing to do', stacklevel=3)
+    if (few := n[(n<=k_neighbors) & (n<n.max())]).size:
+        small = ', '.join(f'{c} ({m} images)' for c,m in few.items())
+        warnings.warn(f'k_neighbors={k_neighbors} is lowered for {small}', stacklevel=3)
+
 def smote(
     store, # `ImageStore`
     idx, # positions of training images
@@ -91,17 +106,14 @@ def smote(
     features=None # (len(store), d) array to find neighbours in; the pixels if None
 ) -> SamplePlan: # the real images, then the synthetic ones
     "SMOTE (arXiv:1106.1813) on training images; `ValueError` for a class of one"
-    idx,names = np.asarray(idx),np.array(store.vocab)
-    n = pd.Series(names[store.labels[idx]]).value_counts()
-    if (one := n[n<2]).size: raise ValueError(f"SMOTE needs two images of a class to go between, but {', '.join(one.index)} has one: add images, take a larger fraction, or use balance='over'")
-    if (few := n[(n<=k_neighbors) & (n<n.max())]).size:
-        warnings.warn(f"k_neighbors={k_neighbors} is lowered for {', '.join(f'{c} ({m} images)' for c,m in few.items())}", stacklevel=2)
-    if store.splits[idx].tolist().count('train')<len(idx): raise ValueError("SMOTE is for the training split only: some of these images are in valid or test")
-    look = lambda k: np.asarray((store.images if features is None else features)[k.astype(int)], np.float32).reshape(len(k), -1)
-    sampler = _PlanSMOTE(k_neighbors=_Neighbours(look, k_neighbors+1), random_state=seed)
+    idx,table = np.asarray(idx),store.images if features is None else features
+    _check_smote(store, idx, k_neighbors)
+    def features_of(k): return np.asarray(table[k.astype(int)], np.float32).reshape(len(k), -1)
+    sampler = _PlanSMOTE(k_neighbors=_Neighbours(features_of, k_neighbors+1), random_state=seed)
     sampler.plan_ = [(idx, idx, np.zeros(len(idx)))]
     sampler.fit_resample(idx[:, None], store.labels[idx])
-    return SamplePlan(*(np.concatenate(o).astype(t) for o,t in zip(zip(*sampler.plan_), (np.int32, np.int32, np.float32))))
+    i,j,lam = (np.concatenate(o) for o in zip(*sampler.plan_))
+    return SamplePlan(i.astype(np.int32), j.astype(np.int32), lam.astype(np.float32))
 
 # %% ../../nbs/data/06_resampling.ipynb #195b76ec
 def show_smote(
@@ -118,7 +130,8 @@ def show_smote(
     fig,axs = plt.subplots(3, len(made), figsize=(1.7*len(made), 5.4), squeeze=False)
     for col,k in zip(axs.T, made):
         a,b,lam = store.images[plan.i[k]].astype(float),store.images[plan.j[k]],float(plan.lam[k])
-        for ax,im,t in zip(col, (a, a+lam*(b-a), b), (store.vocab[store.labels[plan.i[k]]], f'λ = {lam:.2f}', 'neighbour')):
+        titles = store.vocab[store.labels[plan.i[k]]],f'λ = {lam:.2f}','neighbour'
+        for ax,im,t in zip(col, (a, a+lam*(b-a), b), titles):
             ax.imshow(np.rint(im).astype(np.uint8)); ax.set_title(t, fontsize=8); ax.axis('off')
     return fig
 
@@ -133,4 +146,5 @@ def resampling_plan(
     seed:int=0 # of the draw
 ) -> SamplePlan:
     "What training shows under a remedy; `ValueError` offers the nearest names"
-    return remedies[check_name(balance, remedies, 'balance')](store, store.where('train') if idx is None else idx, seed=seed)
+    idx = store.where('train') if idx is None else idx
+    return remedies[check_name(balance, remedies, 'balance')](store, idx, seed=seed)

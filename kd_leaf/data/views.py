@@ -1,4 +1,4 @@
-"""Augmentation that can be played again: view *v* of picture *i* is a pure function of (seed, *i*, *v*)
+"""Augmentation that can be replayed: view *v* of image *i* is a pure function of (seed, *i*, *v*)
 
 Docs: https://kd-leaf.github.io/kd_leaf/data/views.html.md"""
 
@@ -11,6 +11,7 @@ __all__ = ['mix64', 'Views', 'show_views', 'ViewLoader', 'view_dls']
 import hashlib
 from dataclasses import asdict,dataclass
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
+from ..core import check_number
 from .loaders import SamplePlan,StoreDataLoaders,StoreLoader,store_dls
 from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage
@@ -32,12 +33,16 @@ def mix64(
     return h
 
 # %% ../../nbs/data/05_views.ipynb #b359a87c
+def _id_hash(name):
+    "64 bits of an id"
+    return int.from_bytes(hashlib.blake2b(name.encode(errors='surrogateescape'), digest_size=8).digest(), 'little')
+
 @patch
 def keys(self:SamplePlan,
     store # `ImageStore` that the plan is for
 ) -> np.ndarray: # (n,) uint64
-    "What every picture of a plan is known by: its name, or its parents' names and share"
-    own = np.array([int.from_bytes(hashlib.blake2b(o.encode(), digest_size=8).digest(), 'little') for o in store.ids], dtype=np.uint64)
+    "What identifies every image of a plan: its name, or its parents' names and share"
+    own = np.array([_id_hash(o) for o in store.ids], dtype=np.uint64)
     a,b = own[self.i],own[self.j]
     ks = np.where(self.lam==0, a, mix64(a, b, self.lam.view(np.uint32)))
     again = pd.Series(ks).groupby(ks).cumcount().to_numpy()
@@ -46,18 +51,21 @@ def keys(self:SamplePlan,
 # %% ../../nbs/data/05_views.ipynb #525e5be4
 @dataclass(frozen=True)
 class Views:
-    "A recipe for views of pictures that come out the same each time (arXiv:2106.05237)"
-    n:int=20           # views of each picture, shown in turn; 0: a new one each epoch, for ever
-    seed:int=0         # another seed, other views
-    flip:bool=True     # left-right, and up-down if `vflip`
-    rotate:float=30.   # degrees to either side
-    zoom:float=1.2     # largest, 1 or more; the crop lies anywhere
-    light:float=.2     # change of brightness and of contrast, as a share
-    vflip:bool=True # False for pictures that have a top
+    "A recipe for views of images that come out the same each time (arXiv:2106.05237)"
+    n:int=20         # views of each image, shown in turn; 0: a new one each epoch, without end
+    seed:int=0       # another seed, other views; 0 or more
+    flip:bool=True   # left-right, and up-down if `vflip`
+    rotate:float=30. # degrees to either side, 0 to 180
+    zoom:float=1.2   # largest, 1 to 10; the crop lies anywhere
+    light:float=.2   # change of brightness and of contrast, as a share, 0 to 0.99
+    vflip:bool=True  # False for images that have a top
 
     def __post_init__(self):
-        for k,ok,want in (('n', self.n>=0, '0 or more'), ('rotate', 0<=self.rotate<=180, 'between 0 and 180 degrees'), ('zoom', self.zoom>=1, '1 or more'), ('light', 0<=self.light<1, 'from 0 up to 1')):
-            if not ok: raise ValueError(f'{k}={getattr(self, k)!r}: choose {want}')
+        check_number('n', self.n, 0, whole=True)
+        check_number('seed', self.seed, 0, whole=True)
+        check_number('rotate', self.rotate, 0, 180)
+        check_number('zoom', self.zoom, 1, 10)
+        check_number('light', self.light, 0, .99)
 
     @property
     def recipe(self): return {k: v for k,v in asdict(self).items() if k!='n'} # what decides the pixels of view v
@@ -67,55 +75,64 @@ class Views:
 def draw(self:Views,
     keys, # (bs,) uint64
     view # number of the view, or (bs,) numbers
-) -> tuple: # (bs, 2, 3) affine map from view to picture, (bs,) gain and (bs,) offset of the light; float32
-    "What happens to each picture in a view"
-    u = (mix64(self.seed, np.asarray(keys)[:, None], np.reshape(view, (-1, 1)), np.arange(8)) >> np.uint64(11))*2.**-53 # in [0, 1)
+) -> tuple: # (bs, 2, 3) affine map from view to image, (bs,) gain and (bs,) offset of the light; float32
+    "Geometry and light of each image in a view"
+    bits = mix64(self.seed, np.asarray(keys)[:, None], np.reshape(view, (-1, 1)), np.arange(8))
+    u = (bits >> np.uint64(11))*2.**-53 # (bs, 8) in [0, 1)
     lr,ud = np.where((u[:, :2]<.5) & [self.flip, self.flip and self.vflip], -1, 1).T
     angle,side = (2*u[:, 2]-1)*np.pi/180*self.rotate,1/(1+u[:, 3]*(self.zoom-1)) # side of the crop, as a share
     cos,sin = side*np.cos(angle),side*np.sin(angle)
     dx,dy = ((2*u[:, 4:6]-1)*(1-side)[:, None]).T
     bright,contrast = (1+(2*u[:, 6:]-1)*self.light).T
     affine = np.stack([np.stack([lr*cos, -ud*sin, dx], -1), np.stack([lr*sin, ud*cos, dy], -1)], 1)
-    return tuple(o.astype(np.float32) for o in (affine, bright*contrast, .5-.5*contrast)) # contrast turns about mid-grey
+    gain,offset = bright*contrast,.5-.5*contrast # contrast changes about mid-grey
+    return tuple(o.astype(np.float32) for o in (affine, gain, offset))
+
+# %% ../../nbs/data/05_views.ipynb #d871759c
+def _pixel_centres(n, device):
+    "Coordinates of `n` pixels in [-1, 1]"
+    return torch.from_numpy(((np.arange(n)+.5)*2/n-1).astype(np.float32)).to(device)
 
 @patch
 def __call__(self:Views,
     x, # (bs, 3, H, W) uint8, on any device
-    keys, # (bs,) uint64, one a picture
+    keys, # (bs,) uint64, one an image
     view # number of the view, or (bs,) numbers
 ) -> TensorImage: # (bs, 3, H, W) float32 in [0, 1], on the same device
-    "The views of a batch of pictures"
+    "The views of a batch of images"
     affine,gain,offset = (torch.from_numpy(o).to(x.device)[..., None, None] for o in self.draw(keys, view))
-    ys,xs = (torch.from_numpy(((np.arange(s)+.5)*2/s-1).astype(np.float32)).to(x.device) for s in x.shape[2:]) # centres of the pixels
-    grid = torch.stack([affine[:, r, 0]*xs+affine[:, r, 1]*ys[:, None]+affine[:, r, 2] for r in (0, 1)], -1)
-    out = F.grid_sample(torch.Tensor.contiguous(x.as_subclass(torch.Tensor)).float(), grid, padding_mode='reflection', align_corners=False)
+    ys,xs = (_pixel_centres(s, x.device) for s in x.shape[2:])
+    rows = [affine[:, r, 0]*xs+affine[:, r, 1]*ys[:, None]+affine[:, r, 2] for r in (0, 1)]
+    pixels = torch.Tensor.contiguous(x.as_subclass(torch.Tensor)).float()
+    out = F.grid_sample(pixels, torch.stack(rows, -1), padding_mode='reflection', align_corners=False)
     return TensorImage(out.mul_(gain[:, None]/255).add_(offset[:, None]).clamp_(0, 1))
 
 # %% ../../nbs/data/05_views.ipynb #74418742
 def show_views(
     store, # `ImageStore`
-    k:int, # position of a picture in the store
+    k:int, # position of an image in the store
     views:Views, # the recipe
-    n:int=7 # views shown, beside the picture itself
+    n:int=7 # views shown, beside the image itself
 ):
-    "A picture and its first views; returns the matplotlib figure"
+    "An image and its first views; returns the matplotlib figure"
     import matplotlib.pyplot as plt
     x,key = torch.from_numpy(store.images[[k]*n]).permute(0, 3, 1, 2),SamplePlan.of([k]).keys(store)
+    shown = views(x, key.repeat(n), np.arange(n)).permute(0, 2, 3, 1).numpy()
     fig,axs = plt.subplots(1, n+1, figsize=(1.4*(n+1), 1.7))
-    for ax,im,t in zip(axs, [store.images[k], *views(x, key.repeat(n), np.arange(n)).permute(0, 2, 3, 1).numpy()], ['picture', *(f'view {v}' for v in range(n))]):
+    for ax,im,t in zip(axs, [store.images[k], *shown], ['image', *(f'view {v}' for v in range(n))]):
         ax.imshow(im); ax.set_title(t, fontsize=8); ax.axis('off')
     return fig
 
 # %% ../../nbs/data/05_views.ipynb #8452b8ac
 class ViewLoader(StoreLoader):
-    "A loader whose pictures are views that can be shown again"
+    "A loader whose images are views that can be replayed"
     def __init__(self,
         dataset, # `StoreDataset`
         views:Views, # the recipe
-        num_workers:int=0, # must be 0: `shown` is kept in this process
+        num_workers:int=0, # must be 0: `last_batch` is kept in this process
         **kwargs # for `StoreLoader`
     ):
-        if num_workers: raise ValueError(f'num_workers={num_workers}: views are made by the batch on the device, use 0')
+        if num_workers: raise ValueError(f'num_workers={num_workers}: views are made in this process, use 0')
         super().__init__(dataset, **kwargs)
         self.views,self.keys,self.epochs,self.last_batch = views,dataset.plan.keys(dataset.store),0,None
 
@@ -142,7 +159,7 @@ class ViewLoader(StoreLoader):
         view = self.view
         for ks in self.chunkify(samps):
             self.last_batch = self.keys[ks],view
-            yield self.look(ks, view)
+            yield self.views_of(ks, view)
         self.epochs += 1
 
 # %% ../../nbs/data/05_views.ipynb #41591c42
@@ -150,16 +167,16 @@ class ViewLoader(StoreLoader):
 def rows(self:ViewLoader,
     view:int # its number
 ) -> np.ndarray: # positions in the plan, ascending
-    "Which pictures are shown in an epoch"
+    "Which images are shown in an epoch"
     if self.n>=len(self.keys): return np.arange(len(self.keys))
     return np.sort(np.argpartition(mix64(self.views.seed, self.keys, view, 8), self.n)[:self.n])
 
 @patch
-def look(self:ViewLoader,
+def views_of(self:ViewLoader,
     ks, # (bs,) positions in the plan
     view # number of the view, or (bs,) numbers
 ) -> tuple: # TensorImage (bs, 3, size, size) float32 in [0, 1] on the device, TensorCategory (bs,)
-    "Views of chosen pictures, and their classes"
+    "Views of chosen images, and their classes"
     x,y = self.dataset.batch(ks)
     return self.views(x.to(self.device or 'cpu'), self.keys[ks], view),y
 
@@ -169,11 +186,12 @@ def view_dls(
     views:Views=Views(), # recipe of the training views
     plan:SamplePlan=None, # what is shown in training; the whole training split by default
     bs:int=64, # batch size
-    epoch_size:int=None, # pictures in an epoch; the whole plan by default
+    epoch_size:int=None, # images in an epoch; the whole plan by default
     device=None # "cpu", "cuda", …; the fastest by default
 ) -> StoreDataLoaders: # train, valid, test
-    "`store_dls` with views in training: augmented alike each time the same view comes round"
-    dls = store_dls(store, plan, bs, epoch_size=epoch_size, device=device)
+    "`store_dls` with views in training: the same view of an image is the same each time"
+    dls = store_dls(store, plan, bs, epoch_size=epoch_size, device=device, vflip=views.vflip)
     old = dls.train
-    train = ViewLoader(old.dataset, views, bs=bs, shuffle=True, n=old.n, drop_last=old.drop_last, after_batch=[Normalize.from_stats(*imagenet_stats)])
+    train = ViewLoader(old.dataset, views, bs=bs, shuffle=True, n=old.n, drop_last=old.drop_last,
+                       after_batch=[Normalize.from_stats(*imagenet_stats)])
     return StoreDataLoaders(train, *dls.loaders[1:], device=dls.device)

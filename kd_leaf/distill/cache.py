@@ -133,7 +133,7 @@ def check(self:TeacherLogits,
 # %% ../../nbs/distill/02_cache.ipynb #6ee163c1
 def _ask(teacher, dl, rows, view, precision):
     "fp16 logits (bs, n_classes) of a batch of views, as the student would be shown them"
-    xb,_ = dl.after_batch(dl.look(rows, view))
+    xb,_ = dl.after_batch(dl.views_of(rows, view))
     with torch.inference_mode(), torch.autocast(xb.device.type, torch.bfloat16, enabled=precision=='bf16'):
         out = teacher.eval()(xb)
     return out.float().cpu().numpy().astype(np.float16)
