@@ -13,7 +13,7 @@ from dataclasses import asdict
 import numpy as np, pandas as pd, psutil, torch
 from fastai.callback.core import Callback
 from filelock import FileLock
-from ..core import DiskFull,cache_dir,check_writable,default_device,file_sha256,progress
+from ..core import DiskFull,cache_dir,check_writable,default_device,file_sha256
 from ..core import write_csv,write_json,write_npz
 from ..data.store import image_store
 from ..distill.learner import predict_logits
@@ -24,6 +24,7 @@ from .run import Run,architecture
 from .config import Study,make_runs
 from .files import check_images,code_version,collect,has_weights,is_done,peak_rss_mb,preds_path,provenance
 from .files import read_record,record_path,reset_peak,reuse_records,todo_runs,weights_path
+from .terminal import study_bar
 from .training import fit_run
 
 # %% ../../nbs/study/04_runner.ipynb #14c97ac4
@@ -64,8 +65,9 @@ def do_run(
     sha256 = save_weights(learn.model, weights_path(run.key))
     record = dict(key=run.key, study=study.name, profile=study.profile, synthetic=store.synthetic) | asdict(run)
     record |= _save_predictions(preds_path(file), learn, store)
-    record |= dict(n_train=n, params=n_params(learn.model), mode_used=learn.precision, peak_rss_mb=peak_rss_mb(), train_s=seconds,
-                   teach_s=kd.seconds if kd else 0., images_per_s=learn.dls.train.n*run.epochs/seconds)
+    record |= dict(n_train=n, params=n_params(learn.model), mode_used=learn.precision, peak_rss_mb=peak_rss_mb())
+    shown = learn.dls.train.n*run.epochs
+    record |= dict(train_s=seconds, teach_s=kd.seconds if kd else 0., images_per_s=shown/seconds)
     record |= provenance(device)
     record |= dict(weights_sha256=sha256, preds_sha256=file_sha256(preds_path(file)))
     record |= dict(vocab=store.vocab, history=_history(learn))
@@ -119,12 +121,10 @@ def _try_run(run, study, do):
     error.unlink(missing_ok=True)
 
 # %% ../../nbs/study/04_runner.ipynb #17c1cd95
-_bar = '{desc}{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left'
-
 def _one_by_one(todo, costs, do, study):
     "Do runs in this process, under one bar; returns what went wrong, by run"
     failed,total = {},sum(costs.values())
-    with progress(total=1., desc=study.name, bar_format=_bar) as bar:
+    with study_bar(desc=study.name) as bar:
         for k,run in enumerate(todo):
             bar.set_description(f'{study.name} {k+1}/{len(todo)} {run}')
             start = bar.n
