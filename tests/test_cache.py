@@ -53,7 +53,7 @@ def test_any_order_same_logits(made, rnd, size):
     dls, teacher, _, cache = made
     rows = np.array(rnd.choices(range(len(dls.train.keys)), k=size)); view = np.array(rnd.choices(range(3), k=size))
     got = cache(dls.train.keys[rows], view)
-    with torch.inference_mode(): want = teacher.eval()(dls.train.after_batch(dls.train.look(rows, view))[0])
+    with torch.inference_mode(): want = teacher.eval()(dls.train.after_batch(dls.train.views_of(rows, view))[0])
     assert torch.allclose(got, torch.Tensor(want), atol=1e-2)
 
 

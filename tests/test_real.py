@@ -28,7 +28,7 @@ def test_store_agrees_with_its_card(name):
 def test_a_cnn_learns_real_leaves():
     "Three epochs of the smallest student on real leaves are well above chance, and a distilled one is too"
     from kd_leaf.core import seed_everything
-    from kd_leaf.distill.callbacks import distill
+    from kd_leaf.distill.learner import distill
     from kd_leaf.distill.learner import make_learner
     from kd_leaf.data.loaders import store_dls
     store = image_store('plant-pathology-2021', 32)

@@ -8,7 +8,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/distill/cache.html.md"""
 __all__ = ['TeacherLogits', 'cache_teacher', 'MeanLogits']
 
 # %% ../../nbs/distill/02_cache.ipynb #09af56aa
-import hashlib,json,time
+import hashlib,time
 from pathlib import Path
 import numpy as np, torch
 from fastai.callback.schedule import Learner
@@ -107,9 +107,7 @@ def _refuse(folder, have, want):
     lines = [f'  {k}: {short(have.get(k))} in the cache, {short(want[k])} here' for k in odd]
     if odd: raise ValueError(f'the cache in {folder} does not belong here; these differ:\n'+'\n'.join(lines))
 
-def _as_json(o): return json.loads(json.dumps(o))
-
-# %% ../../nbs/distill/02_cache.ipynb #7ad929aa
+# %% ../../nbs/distill/02_cache.ipynb #273b3c98
 @patch
 def check(self:TeacherLogits,
     dls, # loaders from `view_dls` that a student is to learn from
@@ -117,7 +115,7 @@ def check(self:TeacherLogits,
     n:int=None # views that will be shown; all of the recipe by default
 ):
     "`ValueError` that says what differs, if a cache is of other images, views or classes, or of another teacher"
-    want,dl,n = _as_json(_made_from(dls, teacher)),dls.train,n or dls.train.views.n
+    want,dl,n = _made_from(dls, teacher),dls.train,n or dls.train.views.n
     del want['plan'] # a part of the images will do
     _refuse(self.folder, self.header['made_from'], want)
     remedy = 'build it with `cache_teacher` for these loaders, which adds the rest'
@@ -184,12 +182,12 @@ def verify(self:TeacherLogits,
         raise ValueError(f'{self.folder}: entries computed again differ by up to {off:.3g}: these images or '
                          'this version of torch are not those it was made with; remove the folder')
 
-# %% ../../nbs/distill/02_cache.ipynb #4cf231ca
+# %% ../../nbs/distill/02_cache.ipynb #9f387ae3
 def _complete(folder, want, teacher, dls, n, precision, bs, chunk):
     "Build what a folder lacks of `n` views, under its lock; whether anything was built"
     note,start = folder/'header.json',time.perf_counter()
-    header = dict(made_from=want, precision=precision, n_views=0, sha256=None, seconds=0.)
-    if note.exists(): header = read_json(note)
+    new = dict(made_from=want, precision=precision, n_views=0, sha256=None, seconds=0.)
+    header = read_json(note) if note.exists() else new
     _refuse(folder, header['made_from'], want)
     if header['sha256'] and header['n_views']>=n: return False
     write_json(note, header | dict(sha256=None))
@@ -213,7 +211,7 @@ def cache_teacher(
     if isinstance(teacher, Learner): teacher = teacher.model
     bs = check_number('bs', bs or (32 if dls.device.type=='cpu' else 256), 1, whole=True)
     set_precision(teacher.to(dls.device), precision)
-    want = _as_json(_made_from(dls, teacher, precision))
+    want = _made_from(dls, teacher, precision)
     n = min(check_number('n', n or dls.train.views.n, 1, whole=True), dls.train.views.n)
     folder = check_writable(folder or cache_dir('logits')/stable_hash(want, 16))
     with FileLock(folder/'lock'):
