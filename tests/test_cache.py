@@ -8,7 +8,7 @@ from kd_leaf.distill.callbacks import KDCallback
 from kd_leaf.models.zoo import create_model
 from kd_leaf.data.views import Views, mix64, view_dls
 
-few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 keys = st.integers(0, 2**64-1)
 
 
@@ -70,7 +70,7 @@ def test_flipped_byte_is_refused(made, data, tmp_path):
     with pytest.raises(ValueError, match='its sha256 differs'): TeacherLogits(folder)
 
 
-@few
+@settings(few, max_examples=5)
 @given(data=st.data())
 def test_killed_build_resumes_to_the_same_file(made, data, tmp_path):
     "The file is cut anywhere, as a kill would, and the header says that it is not done"
