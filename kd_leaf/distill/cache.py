@@ -161,8 +161,7 @@ def _build(file, teacher, dls, n, precision, bs, chunk):
         f.truncate(done*width)
         for start in range(done, len(at), step):
             part = slice(start, start+step)
-            f.write(_chunk(teacher, dl, at[part], view[part], precision, bs, bar).tobytes())
-            f.flush()
+            f.write(_chunk(teacher, dl, at[part], view[part], precision, bs, bar).tobytes()), f.flush()
 
 # %% ../../nbs/distill/02_cache.ipynb #094fcd9f
 @patch

@@ -76,6 +76,7 @@ def watch(self:FeatureKDCallback, layer) -> Hook:
     hook = Hook(layer, keep, detach=False)
     return hook
 
+# %% ../../nbs/distill/04_features.ipynb #16ecb833
 @patch
 def prepare(self:FeatureKDCallback):
     "The checks of `KDCallback`; then hook both networks, and make an adapter where the loss needs one"
@@ -133,6 +134,7 @@ def after_fit(self:FeatureKDCallback):
     for h in self.hooks: h.remove()
     self.hooks = []
 
+# %% ../../nbs/distill/04_features.ipynb #4adc97ac
 @patch
 def before_fit(self:FeatureKDCallback):
     super(FeatureKDCallback, self).before_fit()
