@@ -9,12 +9,13 @@ __all__ = ['seed_everything', 'list_cards', 'load_card', 'have_images', 'image_s
            'StoreDataLoaders', 'leaf_transforms', 'store_dls', 'Views', 'show_views', 'view_dls', 'class_counts',
            'class_weights', 'over_sample', 'resampling_plan', 'smote', 'under_sample', 'create_model', 'list_models',
            'load_weights', 'model_table', 'n_params', 'save_weights', 'feature_losses', 'losses', 'MeanLogits',
-           'TeacherLogits', 'cache_teacher', 'FeatureKDCallback', 'KDCallback', 'distill', 'make_learner',
-           'predict_logits', 'Rule', 'ensembles', 'fit_ensemble', 'oracle', 'fit_selector', 'predict_selector',
-           'select', 'Ensemble', 'load_ensemble', 'model_cost', 'agreement', 'calibration_error', 'class_report',
-           'confusion', 'fit_temperature', 'holm', 'mcnemar', 'paired_bootstrap', 'scores', 'embed', 'embedding_figure',
-           'grad_cam', 'grad_cam_figure', 'Study', 'list_studies', 'load_study', 'load_runs', 'run_study',
-           'run_selectors', 'write_costs', 'make_figures', 'make_tables', 'write_report']
+           'TeacherLogits', 'cache_teacher', 'FeatureKDCallback', 'KDCallback', 'HideLabels', 'ReplayViews',
+           'StopOnNaN', 'stages', 'distill', 'make_learner', 'predict_logits', 'Rule', 'ensembles', 'fit_ensemble',
+           'oracle', 'fit_selector', 'predict_selector', 'select', 'Ensemble', 'load_ensemble', 'model_cost',
+           'agreement', 'calibration_error', 'class_report', 'confusion', 'fit_temperature', 'holm', 'mcnemar',
+           'paired_bootstrap', 'scores', 'embed', 'embedding_figure', 'grad_cam', 'grad_cam_figure', 'Study',
+           'list_studies', 'load_study', 'load_runs', 'run_study', 'run_selectors', 'write_costs', 'make_figures',
+           'make_tables', 'write_report']
 
 # %% ../nbs/all.ipynb #a3b1812a
 from .core import seed_everything
@@ -26,14 +27,16 @@ from .data.resampling import class_counts,class_weights,over_sample,resampling_p
 from .models.zoo import create_model,list_models,load_weights,model_table,n_params,save_weights
 from .distill.losses import feature_losses,losses
 from .distill.cache import MeanLogits,TeacherLogits,cache_teacher
-from .distill.callbacks import FeatureKDCallback,KDCallback
+from .distill.callbacks import HideLabels,KDCallback,ReplayViews,StopOnNaN
+from .distill.features import FeatureKDCallback,stages
 from .distill.learner import distill,make_learner,predict_logits
 from .ensemble.rules import Rule,ensembles,fit_ensemble,oracle
 from .ensemble.selector import fit_selector,predict_selector,select
 from .ensemble.model import Ensemble,load_ensemble,model_cost
 from .evaluate.metrics import agreement,calibration_error,class_report,confusion,fit_temperature,holm,mcnemar,paired_bootstrap,scores
 from .evaluate.interpret import embed,embedding_figure,grad_cam,grad_cam_figure
-from .study.config import Study,list_studies,load_study
+from .study.config import Study,load_study
+from .study.spec import list_studies
 from .study.records import load_runs
 from .study.runner import run_study
 from .study.selectors import run_selectors,write_costs
@@ -45,7 +48,7 @@ _all_ = [
     'class_counts', 'class_weights', 'over_sample', 'resampling_plan', 'smote', 'under_sample',
     'create_model', 'list_models', 'load_weights', 'model_table', 'n_params', 'save_weights',
     'feature_losses', 'losses', 'MeanLogits', 'TeacherLogits', 'cache_teacher', 'FeatureKDCallback',
-    'KDCallback', 'distill', 'make_learner', 'predict_logits', 'Rule', 'ensembles', 'fit_ensemble', 'oracle',
+    'KDCallback', 'HideLabels', 'ReplayViews', 'StopOnNaN', 'stages', 'distill', 'make_learner', 'predict_logits', 'Rule', 'ensembles', 'fit_ensemble', 'oracle',
     'fit_selector', 'predict_selector', 'select', 'Ensemble', 'load_ensemble', 'model_cost', 'agreement',
     'calibration_error', 'class_report', 'confusion', 'fit_temperature', 'holm', 'mcnemar',
     'paired_bootstrap', 'scores', 'embed', 'embedding_figure', 'grad_cam', 'grad_cam_figure', 'Study',

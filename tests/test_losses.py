@@ -4,7 +4,7 @@ from fastai.basics import CrossEntropyLossFlat, Learner
 from kd_leaf.core import seed_everything
 from kd_leaf.data.store import image_store
 from kd_leaf.distill.callbacks import KDCallback
-from kd_leaf.distill.callbacks import FeatureKDCallback
+from kd_leaf.distill.features import FeatureKDCallback
 from kd_leaf.data.loaders import SamplePlan, store_dls
 from kd_leaf.distill.losses import feature_losses, losses
 from kd_leaf.models.zoo import create_model

@@ -6,20 +6,22 @@ Docs: https://kd-leaf.github.io/kd_leaf/distill/losses.html.md"""
 
 # %% auto #0
 __all__ = ['losses', 'feature_losses', 'check_temperature', 'soft_target_loss', 'logit_mse_loss', 'dkd_loss', 'nkd_loss',
-           'dist_loss', 'standardized_loss', 'hint_loss', 'attention_loss', 'rkd_loss', 'sp_loss', 'get_loss']
+           'dist_loss', 'standardized_loss', 'hint_loss', 'attention_loss', 'rkd_loss', 'sp_loss', 'get_loss',
+           'uses_targets']
 
 # %% ../../nbs/distill/01_losses.ipynb #eca51eef
 import inspect
 import torch, torch.nn.functional as F
 from torch import Tensor
-from ..core import check_name
+from torch.utils.checkpoint import checkpoint
+from ..core import check_name,check_training
 
 # %% ../../nbs/distill/01_losses.ipynb #38c35b1d
 def check_temperature(
-    temperature:float # must be above 0
+    temperature:float # above 0, to 1000
 ) -> float:
-    "`temperature` if it is above 0, otherwise a `ValueError`"
-    if not temperature>0: raise ValueError(f'temperature={temperature}: it divides the logits, choose a number above 0, such as 4')
+    "`temperature` if it can divide logits, otherwise a `ValueError`"
+    check_training(temperature=temperature)
     return temperature
 
 def soft_target_loss(
@@ -27,7 +29,7 @@ def soft_target_loss(
     teacher_logits:Tensor, # (bs, n_classes), not softmaxed
     temperature:float=4. # above 0; higher shows more of the wrong answers
 ) -> Tensor: # scalar, nats, times T²
-    "Hinton's soft targets, T²·KL(teacher‖student) with `batchmean` (arXiv:1503.02531); `ValueError` if T is not above 0"
+    "Hinton's soft targets, T²·KL(teacher‖student), mean over images (arXiv:1503.02531)"
     T = check_temperature(temperature)
     s,t = (F.log_softmax(o.float()/T, dim=-1) for o in (student_logits, teacher_logits))
     return F.kl_div(s, t, reduction='batchmean', log_target=True)*T**2
@@ -47,6 +49,11 @@ def _without(logits, targets):
     wrong = torch.ones_like(logits, dtype=torch.bool).scatter_(1, targets[:, None], False)
     return logits[wrong].view(len(logits), -1)
 
+def _right_or_not(logits, wrong, targets):
+    "(bs, 2): log-probabilities of the right class and of all others together"
+    right = logits.gather(1, targets[:, None])[:, 0]
+    return torch.stack([right, wrong.logsumexp(1)], 1).log_softmax(-1)
+
 def _kl(s, t): return F.kl_div(s, t, reduction='batchmean', log_target=True) # of log-probabilities (bs, k)
 
 def dkd_loss(
@@ -59,9 +66,10 @@ def dkd_loss(
     "Decoupled distillation (arXiv:2203.08679); `ValueError` if T is not above 0"
     T = check_temperature(temperature)
     s,t = student_logits.float()/T,teacher_logits.float()/T
-    others = [_without(o, targets) for o in (s, t)]
-    binary = [F.log_softmax(torch.stack([o.gather(1, targets[:, None])[:, 0], x.logsumexp(1)], 1), dim=-1) for o,x in zip((s, t), others)]
-    return (_kl(*binary)+beta*_kl(*(F.log_softmax(o, dim=-1) for o in others)))*T**2
+    wrong_s,wrong_t = _without(s, targets),_without(t, targets)
+    right = _kl(_right_or_not(s, wrong_s, targets), _right_or_not(t, wrong_t, targets))
+    wrong = _kl(wrong_s.log_softmax(-1), wrong_t.log_softmax(-1))
+    return (right+beta*wrong)*T**2
 
 # %% ../../nbs/distill/01_losses.ipynb #9418b64c
 def nkd_loss(
@@ -79,26 +87,31 @@ def nkd_loss(
     return -right.mean()-gamma*T**2*wrong.sum(1).mean()
 
 # %% ../../nbs/distill/01_losses.ipynb #5f61ee43
-def _unlike(a, b, dim): return 1-F.cosine_similarity(a-a.mean(dim, keepdim=True), b-b.mean(dim, keepdim=True), dim=dim).mean() # 1 - Pearson's r
+def _unlike(a, b, dim):
+    "1 - Pearson's correlation along a dimension, mean over the other"
+    a,b = (o-o.mean(dim, keepdim=True) for o in (a, b))
+    return 1-F.cosine_similarity(a, b, dim=dim).mean()
 
 def dist_loss(
     student_logits:Tensor, # (bs, n_classes), two images or more
     teacher_logits:Tensor, # (bs, n_classes), not softmaxed
     temperature:float=4. # above 0
 ) -> Tensor: # scalar, in [0, 4] times T²
-    "1 - correlation of probabilities, within images plus within classes (DIST, arXiv:2205.10536); `ValueError` if T is not above 0"
+    "1 - correlation of probabilities, within images plus within classes (DIST, arXiv:2205.10536)"
     T = check_temperature(temperature)
     s,t = ((o.float()/T).softmax(-1) for o in (student_logits, teacher_logits))
     return (_unlike(s, t, 1)+_unlike(s, t, 0))*T**2
 
 # %% ../../nbs/distill/01_losses.ipynb #53935136
+def _standardize(o): return (o-o.mean(-1, keepdim=True))/(o.std(-1, keepdim=True)+1e-7)
+
 def standardized_loss(
     student_logits:Tensor, # (bs, n_classes)
     teacher_logits:Tensor, # (bs, n_classes), not softmaxed
     temperature:float=2. # above 0, in standard deviations
 ) -> Tensor: # scalar, nats, times T²
     "`soft_target_loss` of logits in standard deviations from their mean (arXiv:2403.01427)"
-    s,t = ((o-o.mean(-1, keepdim=True))/(o.std(-1, keepdim=True)+1e-7) for o in (student_logits.float(), teacher_logits.float()))
+    s,t = (_standardize(o.float()) for o in (student_logits, teacher_logits))
     return soft_target_loss(s, t, temperature)
 
 # %% ../../nbs/distill/01_losses.ipynb #812d40c6
@@ -125,38 +138,60 @@ def attention_loss(
 # %% ../../nbs/distill/01_losses.ipynb #f55405cf
 def _distances(x):
     "Distances of all pairs in units of their mean, (bs, bs)"
-    d = (x[:, None]-x).pow(2).sum(-1).clamp(min=1e-12).sqrt()*(1-torch.eye(len(x), device=x.device, dtype=x.dtype))
-    return d/d[d>0].mean()
+    d = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist')
+    return d/(d.sum()/(d>0).sum().clamp(min=1)).clamp(min=1e-12)
 
-def _angles(x):
-    "Cosine of the angle at each image between two others, (bs, bs, bs)"
-    e = F.normalize(x[None]-x[:, None], dim=-1)
+def _angles(x, at):
+    "Cosine of the angle at each of some images between two others, (len(at), bs, bs)"
+    e = F.normalize(x[None]-x[at][:, None], dim=-1)
     return e@e.transpose(1, 2)
+
+def _angle_gap(s, t, at): return F.smooth_l1_loss(_angles(s, at), _angles(t, at), reduction='sum')
 
 def rkd_loss(
     student_features:Tensor, # (bs, …), three images or more
     teacher_features:Tensor, # (bs, …)
-    angle_weight:float=2. # of the angles; 1 for the distances
+    angle_weight:float=2., # of the angles; 1 for the distances
+    budget:int=2**24 # numbers held at a time for the angles, 64 MB
 ) -> Tensor: # scalar, Huber
     "Distances and angles between images (RKD, arXiv:1904.05068)"
     s,t = (o.float().flatten(1) for o in (student_features, teacher_features))
-    return F.smooth_l1_loss(_distances(s), _distances(t))+angle_weight*F.smooth_l1_loss(_angles(s), _angles(t))
+    n,width = len(s),max(s.shape[1], t.shape[1], len(s))
+    vertices = torch.arange(n, device=s.device).split(max(1, budget//(n*width)))
+    gaps = [checkpoint(_angle_gap, s, t, at, use_reentrant=False, preserve_rng_state=False) for at in vertices]
+    return F.smooth_l1_loss(_distances(s), _distances(t))+angle_weight*sum(gaps)/n**3
 
+# %% ../../nbs/distill/01_losses.ipynb #b0d19a23
 def sp_loss(
     student_features:Tensor, # (bs, …)
     teacher_features:Tensor # (bs, …)
 ) -> Tensor: # scalar, mean over pairs
     "Similarity of each image to the others, a row of norm 1 (SP, arXiv:1907.09682)"
-    s,t = (F.normalize((x := o.float().flatten(1))@x.T) for o in (student_features, teacher_features))
-    return (s-t).pow(2).mean()
+    s,t = (o.float().flatten(1) for o in (student_features, teacher_features))
+    return (F.normalize(s@s.T)-F.normalize(t@t.T)).pow(2).mean()
 
 # %% ../../nbs/distill/01_losses.ipynb #f9a52724
-losses = dict(soft_target=soft_target_loss, logit_mse=logit_mse_loss, dkd=dkd_loss, nkd=nkd_loss, dist=dist_loss, standardized=standardized_loss)
+losses = dict(soft_target=soft_target_loss, logit_mse=logit_mse_loss, dkd=dkd_loss, nkd=nkd_loss,
+              dist=dist_loss, standardized=standardized_loss)
 feature_losses = dict(hint=hint_loss, attention=attention_loss, rkd=rkd_loss, sp=sp_loss)
 
+class _WithoutTargets:
+    "A loss that needs no labels, called like those that do"
+    def __init__(self, loss): self.loss = loss
+    def __call__(self, s, t, temperature, targets=None): return self.loss(s, t, temperature)
+
 def get_loss(
-    loss # a name in `losses`, or a function of (student_logits, teacher_logits, temperature), which may take `targets`, too
+    loss # a name in `losses`, or a function of (student_logits, teacher_logits, temperature), and `targets` if it likes
 ): # function of (student_logits, teacher_logits, temperature, targets)
-    "A distillation loss by name, or one's own; unknown names raise `ValueError` with the nearest ones"
+    "A distillation loss by name, or one's own; `ValueError` with the nearest names if there is none"
+    if isinstance(loss, str) and loss in feature_losses:
+        raise ValueError(f'loss={loss!r} compares features, not logits: '
+                         f'pass cbs=FeatureKDCallback(teacher, {loss!r}) to `fit`, or to `make_learner`')
     f = loss if callable(loss) else losses[check_name(loss, losses, 'loss')]
-    return f if 'targets' in inspect.signature(f).parameters else lambda s,t,temperature,targets=None: f(s, t, temperature)
+    return f if 'targets' in inspect.signature(f).parameters else _WithoutTargets(f)
+
+def uses_targets(
+    loss # from `get_loss`
+) -> bool:
+    "Whether a loss needs the classes of the images"
+    return not isinstance(loss, _WithoutTargets)

@@ -11,7 +11,7 @@ __all__ = ['in_eval_mode', 'embed', 'embedding_figure', 'grad_cam', 'grad_cam_fi
 from contextlib import contextmanager
 import numpy as np, torch, torch.nn.functional as F
 from ..core import check_name,import_extra,progress
-from ..distill.callbacks import stages
+from ..distill.features import stages
 from ..models.zoo import head_of
 from fastai.callback.hook import Hook
 

@@ -156,7 +156,7 @@ def time_step(
         if train: out.float().logsumexp(1).mean().backward()
     return Timer('step()', globals=dict(step=step), num_threads=torch.get_num_threads()).timeit(1).mean
 
-# %% ../../nbs/models/02_precision.ipynb #949e0bd3
+# %% ../../nbs/models/02_precision.ipynb #6a28f334
 def _compare(model, xb, train, n):
     "Seconds of a step in each precision: the least of `n` rounds"
     times = {o: [] for o in measured}
@@ -176,8 +176,8 @@ def fastest_precision(
     n:int=2 # rounds
 ) -> str: # "fp32", "fp32_cl" or "bf16"
     "The fastest precision for a model here: measured once, then remembered in the cache"
-    key = dict(name=name, size=size, train=train, where=device_name(device), isa=torch.backends.cpu.get_cpu_capability(),
-               torch=torch.__version__, memory='kept' if _malloc['tuned'] else 'system')
+    here = dict(where=device_name(device), isa=torch.backends.cpu.get_cpu_capability(), torch=torch.__version__)
+    key = dict(name=name, size=size, train=train, memory='kept' if _malloc['tuned'] else 'system') | here
     note = cache_dir('speed')/f'{stable_hash(key)}.json'
     if note.exists(): return read_json(note)['precision']
     with torch.random.fork_rng(): # measuring must not move the caller's random numbers

@@ -6,10 +6,10 @@ Docs: https://kd-leaf.github.io/kd_leaf/models/weights.html.md"""
 
 # %% auto #0
 __all__ = ['UnsafeFile', 'read_tensors', 'read_weights', 'torchvision_file', 'timm_file', 'lite_file', 'load_in_order',
-           'OwnStats', 'with_stats']
+           'OwnStats', 'with_stats', 'weights_hash', 'settings', 'architecture_hash']
 
-# %% ../../nbs/models/00_weights.ipynb #85d9c3e2
-import importlib,pickle,re
+# %% ../../nbs/models/00_weights.ipynb #d8fb6f5c
+import dataclasses,hashlib,importlib,pickle,re
 import numpy as np
 from pathlib import Path
 from urllib.error import HTTPError
@@ -19,7 +19,7 @@ from fastai.vision.core import imagenet_stats
 from torch import nn
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from ..core import file_sha256
+from ..core import file_sha256,stable_hash
 
 # %% ../../nbs/models/00_weights.ipynb #3fd1af29
 class UnsafeFile(ValueError):
@@ -139,3 +139,38 @@ def with_stats(
     "`net`, or `OwnStats` around it if its statistics are not ImageNet's"
     same = all(np.allclose(a, b, atol=1e-3) for a,b in zip((mean, std), imagenet_stats))
     return net if same else OwnStats(net, mean, std)
+
+# %% ../../nbs/models/00_weights.ipynb #9f6fe37e
+def weights_hash(
+    model # module
+) -> str: # 64 hexadecimal digits
+    "sha256 of a module's weights and buffers, with their names, types and shapes"
+    h = hashlib.sha256()
+    for k,v in sorted(model.state_dict().items()):
+        h.update(f'{k} {v.dtype} {tuple(v.shape)}'.encode())
+        h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()) # numpy has no bfloat16
+    return h.hexdigest()
+
+# %% ../../nbs/models/00_weights.ipynb #22e2edb7
+def _plain(o):
+    "A value as JSON can hold it; `None` for what says nothing of how a module computes"
+    if o is None or isinstance(o, (bool, int, float, str)): return o
+    if isinstance(o, (np.ndarray, np.generic, torch.Tensor)): return o.tolist() if np.prod(o.shape)<1000 else None
+    if isinstance(o, dict): return {str(k): _plain(v) for k,v in o.items()}
+    if isinstance(o, (list, tuple)): return [_plain(v) for v in o]
+    if dataclasses.is_dataclass(o): return _plain({f.name: getattr(o, f.name) for f in dataclasses.fields(o)})
+    return getattr(o, '__qualname__', None) # functions, such as an activation
+
+def settings(
+    o, # a module, or a transform
+    skip=() # names left out
+) -> list: # name of its class, dict of values
+    "Class of an object and the plain values set on it"
+    values = {k: _plain(v) for k,v in vars(o).items() if not k.startswith('_') and k not in skip}
+    return [type(o).__qualname__, {k: v for k,v in values.items() if v is not None}]
+
+def architecture_hash(
+    model # module
+) -> str: # 16 hexadecimal digits
+    "Hash of what a module is apart from its weights: classes, structure, and settings such as an ensemble's rule"
+    return stable_hash([[name, m.extra_repr(), *settings(m, ('training',))] for name,m in model.named_modules()], 16)

@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from ..core import atomic_path,check_name,file_sha256,import_extra,progress
 from ..data.loaders import store_dls
-from .weights import OwnStats,UnsafeFile,lite_file,load_in_order,read_weights,timm_file,torchvision_file,with_stats
+from .weights import OwnStats,UnsafeFile,lite_file,load_in_order,read_weights,with_stats
+from .weights import timm_file,torchvision_file
 
 # %% ../../nbs/models/01_zoo.ipynb #01ae8f5f
 def _block(n_in, n_out):
