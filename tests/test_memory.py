@@ -6,7 +6,7 @@ linux = pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 STORE = """
 import json, sys, time
 import numpy as np
-from kd_leaf.study.records import peak_rss_mb
+from kd_leaf.study.files import peak_rss_mb
 
 class Store:
     "Pictures in a file that takes no room on disk, for none is read but as zeros"

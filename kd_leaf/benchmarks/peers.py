@@ -26,7 +26,7 @@ from ..distill.losses import soft_target_loss
 from ..models.zoo import create_model,save_weights
 from ..models.precision import fastest_precision,tune_malloc,set_precision
 from ..study.config import load_study,make_runs
-from ..study.records import peak_rss_mb,provenance,weights_path
+from ..study.files import peak_rss_mb,provenance,weights_path
 from ..data.views import Views,view_dls
 from fastai.callback.core import Callback,CancelValidException
 from fastai.callback.schedule import Learner

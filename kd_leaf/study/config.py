@@ -14,7 +14,7 @@ import numpy as np, pandas as pd
 from ..core import check_name,results_dir
 from ..data.store import image_store
 from .run import Run,architecture,kd_only,later,roles
-from .spec import check_file_name,study_file,study_spec,variant_groups
+from .spec import check_file_name,list_studies,study_file,study_spec,variant_groups
 
 # %% ../../nbs/study/01_config.ipynb #bc3cf443
 def variant_names(

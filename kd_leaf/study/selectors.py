@@ -50,7 +50,7 @@ def make_selector_runs(
     runs:pd.DataFrame, # from `run_study`: one row a run
     **fields # of every selector, such as epochs
 ) -> list: # of `SelectorRun`: two a seed and balance
-    "The selectors of a study: over the distilled students of each seed and balance, variants aside, if there are several"
+    "The selectors of a study: over the distilled students of each seed and balance, variants aside"
     rows = main_runs(runs[runs.profile==study.profile], asdict(study))
     distilled = rows[(rows.role=='student') & (rows.teacher!='') & ~multi_teacher(rows)]
     out = []
