@@ -126,11 +126,11 @@ def _one_by_one(todo, costs, do, study):
     failed,total = {},sum(costs.values())
     with study_bar(desc=study.name) as bar:
         for k,run in enumerate(todo):
-            bar.set_description(f'{study.name} {k+1}/{len(todo)} {run}')
-            start = bar.n
-            tick = Ticker(lambda share: bar.update(share*costs[run]/total))
+            bar.set_description(f'{study.name} {k+1}/{len(todo)} {str(run)[:48]}')
+            start,part = bar.n,costs[run]/total
+            tick = Ticker(lambda share: bar.update(min(share*part, 1-bar.n)))
             if said := _try_run(run, study, lambda: do(run, [tick])): failed[run] = said
-            bar.update(start+costs[run]/total-bar.n) # of a run that failed, or was done elsewhere
+            bar.update(min(start+part, 1)-bar.n) # of a run that failed, or was done elsewhere
             collect(study)
     return failed
 
