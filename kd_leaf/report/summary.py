@@ -40,6 +40,7 @@ def _what_it_is_worth(runs):
     return ('**These are synthetic leaf images, drawn by code:** they show that the method works, '
             f'and say nothing about real leaves. {spread}.')
 
+# %% ../../nbs/report/06_summary.ipynb #8b096b76
 def sentences(
     runs:pd.DataFrame # from `load_runs`, without variants
 ) -> list[str]: # three, in Markdown

@@ -107,6 +107,7 @@ def _do_unless_done(run, needed, study, store, resume, device, cbs):
         if resume and is_done(study, run.key) and (run.key not in needed or has_weights(study, run.key)): return
         do_run(run, study, store, device, cbs)
 
+# %% ../../nbs/study/04_runner.ipynb #4202503f
 def _try_run(run, study, do):
     "Call `do`; returns what went wrong, in a line, and leaves it on record; a full disk stops everything"
     error = study.dir/'runs'/f'{run.key}.error.json'
@@ -151,6 +152,7 @@ def _prepare(study, store):
     write_csv(study.dir/'classes.csv', store.counts().reset_index())
     return store
 
+# %% ../../nbs/study/04_runner.ipynb #9da14edd
 def run_study(
     study:Study, # from `load_study`
     store=None, # `ImageStore`; opened from the study's data set by default

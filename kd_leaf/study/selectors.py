@@ -81,6 +81,7 @@ def _answers(run, learn, store, logits):
         arrays[f'{s}_targets'] = store.labels[idx].astype(np.int16)
     return arrays
 
+# %% ../../nbs/study/05_selectors.ipynb #a3dab545
 def do_selector_run(
     run:SelectorRun, # what to do
     study, # `Study`, whose folder holds the members' predictions
