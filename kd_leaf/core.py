@@ -53,8 +53,10 @@ def results_dir(
     study:str, # name of a study, such as "leaf"
     profile:str='cpu' # quick, cpu or gpu; quick runs have a tree of their own
 ) -> Path: # `results/<study>` or `results_quick/<study>`
-    "Folder that holds a study's records, predictions, tables and figures"
-    return project_root()/('results_quick' if profile=='quick' else 'results')/study
+    "Folder of a study's results: in the checkout if you work in one, else where you are"
+    root,here = project_root(),Path('.').resolve()
+    if not here.is_relative_to(root): root = here # kd_leaf is imported from a checkout elsewhere
+    return root/('results_quick' if profile=='quick' else 'results')/study
 
 def cache_dir(
     *parts:str # sub-folders

@@ -6,7 +6,7 @@ linux = pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 STORE = """
 import json, sys, time
 import numpy as np
-from kd_leaf.study.records import peak_rss_mb
+from kd_leaf.study.files import peak_rss_mb
 
 class Store:
     "Images in a sparse file, which takes no room on disk"

@@ -60,10 +60,10 @@ def test_ensemble_table_from_predictions_alone():
 @pytest.mark.parametrize('name', ['leaf', 'cifar10_selector'])
 def test_selectors_on_record_are_those_of_the_definition(name, monkeypatch):
     "A study that is whole has no selector to do, though records of leaf are older than some fields of a run"
-    from kd_leaf.study import config, records, selectors
-    monkeypatch.setattr(records, 'write_csv', lambda *a: None)
+    from kd_leaf.study import config, files, selectors
+    monkeypatch.setattr(files, 'write_csv', lambda *a: None)
     plan = config.load_study(name, 'cpu')
-    runs = records.collect(plan)
+    runs = files.collect(plan)
     assert {o.key for o in selectors.make_selector_runs(plan, runs, **plan.selector)} == {*runs[runs.role == 'ensemble'].key}
 
 

@@ -14,7 +14,8 @@ def project(dest):
     for f in ('pyproject.toml', 'settings.ini'): shutil.copy(ROOT/f, dest/f)
     toml = dest/'nbs/studies/leaf.toml'
     text, n = re.subn(r'(\[profile\.quick\][^\n]*\n).*?(?=\n\[profile)', r'\1dataset = "synthetic-leaves"\nsize = 32\nseeds = [0]\n'
-                      'teacher = {epochs = 1, bs = 32, mode = "fp32_cl"}\nstudent = {epochs = 2, fraction = 0.5, views = 2, mode = "fp32_cl"}\nselector = {epochs = 2}\n', toml.read_text(), flags=re.S)
+                      'teacher = {epochs = 1, bs = 32, mode = "fp32_cl"}\nstudent = {epochs = 2, fraction = 0.5, views = 2, mode = "fp32_cl"}\nselector = {epochs = 2}\n'
+                      'grid = {teachers = ["mobilenet_v2", "shufflenet_v2_x0_5"]}\n', toml.read_text(encoding='utf-8'), flags=re.S)
     assert n == 1
     toml.write_text(text)
     return dest

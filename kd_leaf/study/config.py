@@ -14,7 +14,7 @@ import numpy as np, pandas as pd
 from ..core import check_name,results_dir
 from ..data.store import image_store
 from .run import Run,architecture,kd_only,later,roles
-from .spec import check_file_name,study_file,study_spec,variant_groups
+from .spec import check_file_name,list_studies,study_file,study_spec,variant_groups
 
 # %% ../../nbs/study/01_config.ipynb #bc3cf443
 def variant_names(
@@ -52,6 +52,7 @@ def main_runs(
     as_alone = alone & unchanged(names-kd_only)
     return runs[(runs.role!='student') | as_taught | as_alone]
 
+# %% ../../nbs/study/01_config.ipynb #71c5068c
 def multi_teacher(
     runs:pd.DataFrame # a row a run
 ) -> pd.Series: # of bool
@@ -112,6 +113,7 @@ def _taught_by(student, teachers, kd):
     names,keys = ('+'.join(o) for o in zip(*((t.model, t.key) for t in teachers)))
     return replace(student, **dict(teacher=names, teacher_key=keys) | kd)
 
+# %% ../../nbs/study/01_config.ipynb #bf6fb6e6
 def _variant_runs(study, students, teachers):
     "Each student in each variant: without a teacher, and distilled"
     runs = []
@@ -134,6 +136,7 @@ def _seed_runs(study, base, kind, open_store):
     back = [_taught_by(s, distilled, study.kd) for s in students if s.model in study.grid.get('from_ensemble', [])]
     return runs + distilled + back
 
+# %% ../../nbs/study/01_config.ipynb #fb5da8da
 def make_runs(
     study:Study, # names, fields and seeds
     store, # `ImageStore`, whose name and hash go into every key

@@ -97,6 +97,7 @@ def read_records(
     "All records of a study; `ValueError` names a file that is no whole record"
     return [read_record(f) for f in record_files(study.dir)]
 
+# %% ../../nbs/study/02_files.ipynb #f55da930
 def record_files(
     folder # of a study's results
 ) -> list[Path]: # sorted by key
@@ -120,6 +121,7 @@ def read_predictions(
 
 _checked = set() # (record, its time, predictions, their time) that were found to belong together
 
+# %% ../../nbs/study/02_files.ipynb #feb5337b
 def check_scores(
     file # `runs/<key>.json`
 ):
@@ -165,6 +167,7 @@ def is_done(
     if saved is None or any(f'{s}_{k}' not in saved for s in _prefixes for k in ('logits', 'targets')): return False
     return read_record(file).get('preds_sha256') in (None, file_sha256(preds_path(file)))
 
+# %% ../../nbs/study/02_files.ipynb #ded1344a
 def todo_runs(
     study:Study, # whose folder is looked in
     runs, # from `make_runs`
@@ -218,5 +221,5 @@ def check_images(
     for r in read_records(study):
         if r['profile']!=study.profile or r['role']=='pretraining' or r['dataset_sha256']==store.sha256: continue
         was,now = r['dataset_sha256'][:12],store.sha256[:12]
-        raise ValueError(f"{study.dir/'runs'} has records of {r['dataset']} as it was ({was}), and these images are others "
-                         f'({now}): move them away, or give a folder of another name as dataset')
+        raise ValueError(f"{study.dir/'runs'} has records of {r['dataset']} as it was ({was}), and these images are "
+                         f'others ({now}): move them away, or give a folder of another name as dataset')

@@ -44,6 +44,7 @@ def _in_grid(rows, keys, selector):
     members = rows.get('members', pd.Series(None, rows.index)).map(lambda o: isinstance(o, list) and {*o}<=keys)
     return rows.key.isin(keys) | ((rows.role=='ensemble') & members & settings)
 
+# %% ../../nbs/study/02_records.ipynb #c9af6736
 def _leave_out_strangers(rows, study, profile, folder):
     "Rows of the definition; a warning names the others"
     if study.split('@')[0] not in list_studies(): return rows
@@ -72,6 +73,7 @@ def _newest(df, at, folder):
                       f'remove them from {folder/"runs"}', stacklevel=3)
     return df.drop_duplicates(at, keep='last').sort_values(at).reset_index(drop=True)
 
+# %% ../../nbs/study/02_records.ipynb #db8f266a
 def _check_seeds(df, at, folder):
     "`ValueError` if rows of one place differ in more than the seed"
     free = {*at, 'teacher_key', 'weights'} # keys of other runs differ with the seed

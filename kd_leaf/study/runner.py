@@ -108,6 +108,7 @@ def _do_unless_done(run, needed, study, store, resume, device, cbs):
         if resume and is_done(study, run.key) and (run.key not in needed or has_weights(study, run.key)): return
         do_run(run, study, store, device, cbs)
 
+# %% ../../nbs/study/04_runner.ipynb #4202503f
 def _try_run(run, study, do):
     "Call `do`; returns what went wrong, in a line, and leaves it on record; a full disk stops everything"
     error = study.dir/'runs'/f'{run.key}.error.json'
@@ -127,11 +128,11 @@ def _one_by_one(todo, costs, do, study):
     failed,total = {},sum(costs.values())
     with study_bar(desc=study.name) as bar:
         for k,run in enumerate(todo):
-            bar.set_description(f'{study.name} {k+1}/{len(todo)} {run}')
-            start = bar.n
-            tick = Ticker(lambda share: bar.update(share*costs[run]/total))
+            bar.set_description(f'{study.name} {k+1}/{len(todo)} {str(run)[:48]}')
+            start,part = bar.n,costs[run]/total
+            tick = Ticker(lambda share: bar.update(min(share*part, 1-bar.n)))
             if said := _try_run(run, study, lambda: do(run, [tick])): failed[run] = said
-            bar.update(start+costs[run]/total-bar.n) # of a run that failed, or was done elsewhere
+            bar.update(min(start+part, 1)-bar.n) # of a run that failed, or was done elsewhere
             collect(study)
     return failed
 
@@ -152,6 +153,7 @@ def _prepare(study, store):
     write_csv(study.dir/'classes.csv', store.counts().reset_index())
     return store
 
+# %% ../../nbs/study/04_runner.ipynb #9da14edd
 def run_study(
     study:Study, # from `load_study`
     store=None, # `ImageStore`; opened from the study's data set by default

@@ -11,14 +11,16 @@ __all__ = ['SelectorRun', 'make_selector_runs', 'do_selector_run', 'run_selector
 import time
 from dataclasses import asdict,dataclass
 import numpy as np, pandas as pd
-from ..ensemble.model import model_cost
-from ..core import default_device,progress,stable_hash,write_csv,write_json,write_npz
+from ..core import check_training,default_device,file_sha256,stable_hash,write_csv,write_json,write_npz
 from ..data.store import image_store
-from .config import architecture,decides,main_runs,make_runs,multi_teacher
+from ..ensemble.model import model_cost
+from ..ensemble.selector import fit_selector,predict_selector,select,selector_net
 from ..evaluate.metrics import scores
 from ..models.zoo import create_model,n_params
-from ..ensemble.selector import fit_selector,predict_selector,select,selector_net
-from .records import collect,peak_rss_mb,provenance,record_path
+from .run import architecture,decides
+from .config import main_runs,make_runs,multi_teacher
+from .files import collect,is_done,peak_rss_mb,preds_path,provenance,record_path
+from .terminal import study_bar
 
 # %% ../../nbs/study/05_selectors.ipynb #ba535da3
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class SelectorRun:
     epochs:int = 30        # of one-cycle training
     lr:float = 3e-3        # highest learning rate
     bs:int = 32            # batch size
-    upright:bool = False   # the pictures have a top: they are never turned over
+    upright:bool = False   # the images have a top: they are never turned over
+
+    def __post_init__(self): check_training(epochs=self.epochs, lr=self.lr, bs=self.bs, size=self.size, seed=self.seed)
 
     @property
     def key(self): return stable_hash(decides(self))
@@ -46,35 +50,60 @@ def make_selector_runs(
     runs:pd.DataFrame, # from `run_study`: one row a run
     **fields # of every selector, such as epochs
 ) -> list: # of `SelectorRun`: two a seed and balance
-    "The selectors of a study: over the distilled students of each seed and balance, variants aside, if there are several"
+    "The selectors of a study: over the distilled students of each seed and balance, variants aside"
     rows = main_runs(runs[runs.profile==study.profile], asdict(study))
-    rows = rows[(rows.role=='student') & (rows.teacher!='') & ~multi_teacher(rows)].sort_values(['model', 'teacher', 'key'])
+    distilled = rows[(rows.role=='student') & (rows.teacher!='') & ~multi_teacher(rows)]
     out = []
-    for (seed,balance),g in rows.groupby(['seed', 'balance']):
-        same = dict(dataset=g.dataset.iloc[0], dataset_sha256=g.dataset_sha256.iloc[0], balance=balance, size=int(g['size'].iloc[0]), seed=int(seed), upright=bool(g.upright.iloc[0]))
-        if len(g)>1: out += [SelectorRun(tuple(g.key), learns, **same, **fields) for learns in ('right', 'gate')]
+    for (seed,balance),g in distilled.sort_values(['model', 'teacher', 'key']).groupby(['seed', 'balance']):
+        if len(g)<2: continue
+        one = g.iloc[0]
+        same = dict(dataset=one.dataset, dataset_sha256=one.dataset_sha256, balance=balance, size=int(one['size']),
+                    seed=int(seed), upright=bool(one.upright))
+        out += [SelectorRun(tuple(g.key), learns, **same, **fields) for learns in ('right', 'gate')]
     return out
 
 # %% ../../nbs/study/05_selectors.ipynb #19e0d7d6
+_splits = dict(valid='valid_', test='') # and the prefix of their scores in a record
+
+def _member_logits(run, study):
+    "Logits of all members, by split: (members, n, n_classes) float32"
+    saved = [np.load(preds_path(record_path(study, k))) for k in run.members]
+    return {s: np.stack([o[f'{s}_logits'] for o in saved]).astype(np.float32) for s in _splits}
+
+def _answers(run, learn, store, logits):
+    "Arrays to save: which member is asked for each image of a split, and the logits that result"
+    arrays = {}
+    for s in _splits:
+        idx = store.where(s)
+        choice = predict_selector(learn, store, idx)
+        chosen = select(logits[s], choice, soft=run.learns=='gate')
+        arrays |= {f'{s}_logits': chosen.astype(np.float16), f'{s}_choice': choice.astype(np.float16)}
+        arrays[f'{s}_targets'] = store.labels[idx].astype(np.int16)
+    return arrays
+
+# %% ../../nbs/study/05_selectors.ipynb #a3dab545
 def do_selector_run(
-    choice:SelectorRun, # what to do
+    run:SelectorRun, # what to do
     study, # `Study`, whose folder holds the members' predictions
     store, # `ImageStore`
     device:str=None # "cpu", "cuda", …; the fastest by default
 ) -> dict: # the record
     "Train a selector on valid, score it on test, save its choices, and last of all the record"
-    device,saved = device or default_device(),[np.load(study.dir/'preds'/f'{k}.npz') for k in choice.members]
-    said = {s: np.stack([o[f'{s}_logits'] for o in saved]).astype(np.float32) for s in ('valid', 'test')}
-    idx,start = {s: store.where(s) for s in said},time.perf_counter()
-    learn = fit_selector(store, idx['valid'], said['valid'], choice.learns, choice.epochs, choice.lr, choice.bs, choice.seed, device, vflip=not choice.upright)
-    train_s = time.perf_counter()-start
-    chosen = {s: predict_selector(learn, store, idx[s]) for s in said}
-    log_p = {s: select(said[s], chosen[s], soft=choice.learns=='gate') for s in said}
-    write_npz(study.dir/'preds'/f'{choice.key}.npz', **{f'{s}_{what}': v[s].astype(np.float16) for s in said for what,v in (('logits', log_p), ('choice', chosen))}, **{f'{s}_targets': store.labels[idx[s]].astype(np.int16) for s in said})
-    test,valid = (scores(log_p[s].astype(np.float16), store.labels[idx[s]]) for s in ('test', 'valid'))
-    record = dict(key=choice.key, study=study.name, profile=study.profile, synthetic=store.synthetic, role='ensemble', model=f'selector_{choice.learns}', teacher='', **asdict(choice), **test, **{f'valid_{k}': v for k,v in valid.items()},
-                  n_train=len(idx['valid']), params=n_params(learn.model), train_s=train_s, peak_rss_mb=peak_rss_mb(), **provenance(device), vocab=store.vocab, history={})
-    write_json(record_path(study, choice.key), record)
+    device,file = device or default_device(),record_path(study, run.key)
+    logits,valid = _member_logits(run, study),store.where('valid')
+    start = time.perf_counter()
+    learn = fit_selector(store, valid, logits['valid'], run.learns, run.epochs, run.lr, run.bs, run.seed, device,
+                         vflip=not run.upright)
+    seconds = time.perf_counter()-start
+    arrays = _answers(run, learn, store, logits)
+    write_npz(preds_path(file), **arrays)
+    record = dict(key=run.key, study=study.name, profile=study.profile, synthetic=store.synthetic, role='ensemble')
+    record |= dict(model=f'selector_{run.learns}', teacher='') | asdict(run)
+    for s,prefix in _splits.items():
+        record |= {prefix+k: v for k,v in scores(arrays[f'{s}_logits'], arrays[f'{s}_targets']).items()}
+    record |= dict(n_train=len(valid), params=n_params(learn.model), train_s=seconds, peak_rss_mb=peak_rss_mb())
+    record |= provenance(device) | dict(preds_sha256=file_sha256(preds_path(file)), vocab=store.vocab, history={})
+    write_json(file, record)
     return record
 
 # %% ../../nbs/study/05_selectors.ipynb #d249249a
@@ -88,9 +117,13 @@ def run_selectors(
     "Do all selectors of a study that are not on record"
     store = store or image_store(study.dataset, study.size)
     rows = collect(study)
+    if rows.empty: return rows
     rows = rows[rows.key.isin([o.key for o in make_runs(study, store)])] # and none of an earlier definition
-    todo = [o for o in make_selector_runs(study, rows, **fields) if not (resume and record_path(study, o.key).exists())]
-    for o in progress(todo, f'{study.name} selectors'): do_selector_run(o, study, store, device)
+    todo = [o for o in make_selector_runs(study, rows, **fields) if not (resume and is_done(study, o.key))]
+    with study_bar(len(todo), f'{study.name} selectors') as bar:
+        for o in todo:
+            do_selector_run(o, study, store, device)
+            bar.update()
     return collect(study)
 
 # %% ../../nbs/study/05_selectors.ipynb #3dd9b451
@@ -98,12 +131,17 @@ def write_costs(
     study, # `Study`
     runs:pd.DataFrame, # from `run_study`: one row a run
     n_classes:int, # outputs
-    device:str=None # "cpu", "cuda", …; the fastest by default
-) -> pd.DataFrame: # model, params, gflops, ms (of one picture), members_run, device, torch, commit, dirty, date
+    device:str=None, # "cpu", "cuda", …; the fastest by default
+    resume:bool=True # leave what was measured before, if no network is missing
+) -> pd.DataFrame: # model, params, gflops, ms (of one image), members_run, device, torch, commit, dirty, date
     "Measure each network of a study, and a selector, into `costs.csv`"
-    device = device or default_device()
+    device,file = device or default_device(),study.dir/'costs.csv'
     names = sorted(runs[runs.role.isin(['teacher', 'student'])].model.unique())
+    if resume and file.exists():
+        old = pd.read_csv(file)
+        if {*names, 'selector'} <= {*old.model}: return old
     nets = {o: create_model(architecture(o), n_classes) for o in names} | dict(selector=selector_net(4))
-    df = pd.DataFrame([dict(model=name) | model_cost(net, study.size, device) | provenance(device) for name,net in nets.items()])
-    write_csv(study.dir/'costs.csv', df)
+    rows = [dict(model=name) | model_cost(net, study.size, device) | provenance(device) for name,net in nets.items()]
+    df = pd.DataFrame(rows)
+    write_csv(file, df)
     return df

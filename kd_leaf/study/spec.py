@@ -39,6 +39,7 @@ def _study_files():
     for f in dict.fromkeys([*found, *_given.values()]): files.setdefault(f.stem, []).append(f)
     return files
 
+# %% ../../nbs/study/00_spec.ipynb #e56712f8
 def list_studies() -> list[str]: # names, sorted
     "Names of the studies that travel with the code, and of yours in a folder `studies` where you work"
     return sorted(_study_files())
@@ -116,6 +117,7 @@ def _check_parts(where, spec):
         _check_table(f'{where} [teachers.{name}.pretraining]', first, _alone | dict(dataset=str, size=int))
     _check_grid(f'{where} [grid]', spec.get('grid', {}))
 
+# %% ../../nbs/study/00_spec.ipynb #78cebb91
 def _check_spec(file, spec):
     "All keys of a definition"
     _check_table(f'{file}', spec, _top | _source)
@@ -145,6 +147,7 @@ def _read_spec(file):
     _check_spec(file, spec)
     return spec
 
+# %% ../../nbs/study/00_spec.ipynb #520b5d7e
 def study_spec(
     name:str, # from `list_studies`, or the path of a TOML file; on other images: "leaf@name-of-a-card"
     profile:str=None # "quick", "cpu" or "gpu": what it changes is merged in

@@ -49,4 +49,4 @@ def study_bar(
     if not _started_by_papermill(): return tqdm(**how, disable=not (sys.stderr.isatty() or 'ipykernel' in sys.modules))
     if terminal() is None: return text(**how, disable=True)
     width = os.get_terminal_size(terminal().fileno()).columns or 100 # a terminal without a window says 0
-    return text(**how, file=terminal(), ncols=width, mininterval=.5)
+    return text(**how, file=terminal(), ncols=width, mininterval=.5, position=0)

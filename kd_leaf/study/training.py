@@ -79,6 +79,7 @@ def _loaders(run, store, idx, plan, device):
     recipe = turning(not run.upright) if run.augment else dict(flip=False, rotate=0, zoom=1, light=0)
     return view_dls(store, views=Views(run.views, **recipe), **common)
 
+# %% ../../nbs/study/03_training.ipynb #852721eb
 def _learner(run, store, idx, dls, device, sha256):
     "An untrained Learner, from the weights that a run starts with"
     kind = architecture(run.model)

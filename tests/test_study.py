@@ -1,0 +1,132 @@
+"Studies under fault: records, weights and disks that are not as they should be; the paper's records as they are"
+import json, os, shutil
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+import pytest
+from kd_leaf.core import DiskFull, file_sha256
+from kd_leaf.study import files, records, runner
+from kd_leaf.study.config import Study, load_study, make_runs
+
+ROOT = Path(__file__).resolve().parent.parent
+STUDIES = sorted(f.parent.name for f in ROOT.glob('results/*/runs'))
+DATA = os.environ.get('KD_LEAF_DATA', ROOT.parent/'shared/data')
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    "The leaf study's records, where they can be spoilt"
+    shutil.copytree(ROOT/'results/leaf', tmp_path/'leaf', ignore=shutil.ignore_patterns('tables', 'figures', 'models'))
+    monkeypatch.setattr(records, 'results_dir', lambda study, profile: tmp_path/study)
+    return tmp_path/'leaf'
+
+
+def students(folder): return [f for f in sorted(folder.glob('runs/*.json')) if json.loads(f.read_text())['role'] == 'student']
+def edit(file, **changes): file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize('study', STUDIES)
+def test_all_records_of_the_paper_are_in_the_grid(study):
+    "No key has changed, no score differs from its predictions: nothing is left out, and a study that is whole has nothing to do"
+    found = [json.loads(f.read_text(encoding='utf-8')) for f in (ROOT/f'results/{study}/runs').glob('*.json')]
+    rows = records.table_of(found)
+    assert records._in_grid(rows, records._keys_in_grid(study, 'cpu', rows), load_study(study, 'cpu').selector)[rows.role != 'pretraining'].all()
+
+
+@pytest.mark.skipif(not Path(DATA).is_dir(), reason='the real images are not here')
+@pytest.mark.parametrize('study', ['leaf', 'views'])
+def test_nothing_to_do_with_the_real_images(study, monkeypatch, tmp_path):
+    from kd_leaf.data.store import image_store
+    monkeypatch.setenv('KD_LEAF_DATA', str(DATA))
+    monkeypatch.setenv('KD_LEAF_CACHE', str(tmp_path))
+    plan = load_study(study, 'cpu')
+    assert files.todo_runs(plan, make_runs(plan, image_store(plan.dataset, plan.size))) == []
+
+
+def test_an_edited_score_is_refused(copy):
+    edit(students(copy)[0], f1=.99)
+    with pytest.raises(ValueError, match=f'{students(copy)[0].name}: f1 is 0.99'): records.load_runs('leaf', 'cpu')
+
+
+def test_swapped_predictions_are_refused(copy):
+    a, b, *_ = (files.preds_path(f) for f in students(copy))
+    one, two = a.read_bytes(), b.read_bytes()
+    a.write_bytes(two), b.write_bytes(one)
+    with pytest.raises(ValueError, match='one of them was changed'): records.load_runs('leaf', 'cpu')
+
+
+def test_records_that_left_the_grid_are_named(copy):
+    file = students(copy)[0]
+    new = copy/'runs/aaaaaaaaaaaa.json'
+    shutil.copy(file, new), shutil.copy(files.preds_path(file), files.preds_path(new))
+    edit(new, key='aaaaaaaaaaaa', epochs=99)
+    before = None
+    with pytest.warns(UserWarning, match='not in the grid of leaf.*aaaaaaaaaaaa'): before = records.load_runs('leaf', 'cpu')
+    assert 'aaaaaaaaaaaa' not in {*before.key} and len(before) == 46
+
+
+@pytest.mark.parametrize('field', ['profile', 'role', 'f1', 'vocab', 'alpha'])
+def test_a_missing_field_is_named(copy, field):
+    file = students(copy)[0]
+    record = json.loads(file.read_text()) | dict(preds_sha256=file_sha256(files.preds_path(file)))
+    record.pop(field)
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f'{file.name} lacks {field}'): records.load_runs('leaf', 'cpu')
+
+
+@pytest.mark.parametrize('text, message', [('{"key": ', 'is damaged'), ('[]', 'is no record'), ('{"a": 1}', 'lacks')])
+def test_a_foreign_or_truncated_file_is_named(copy, text, message):
+    (copy/'runs/notes.json').write_text(text)
+    with pytest.raises(ValueError, match=f'notes.json {message}'): records.load_runs('leaf', 'cpu')
+
+
+@pytest.mark.parametrize('spoil', [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:200]), lambda f: f.write_bytes(b'')])
+def test_a_run_without_readable_predictions_is_not_done(copy, spoil):
+    study, key = SimpleNamespace(dir=copy), students(copy)[0].stem
+    assert files.is_done(study, key)
+    spoil(files.preds_path(copy/f'runs/{key}.json'))
+    assert not files.is_done(study, key)
+
+
+def test_commit_of_the_users_repository_is_not_recorded(monkeypatch, tmp_path):
+    "A kd_leaf installed inside another repository has no commit"
+    import subprocess
+    (tmp_path/'venv/kd_leaf').mkdir(parents=True)
+    subprocess.run(['git', 'init', '-q', str(tmp_path)], check=True)
+    subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b', 'commit', '-q', '--allow-empty', '-m', 'x'], check=True)
+    monkeypatch.setattr(files.kd_leaf, '__file__', str(tmp_path/'venv/kd_leaf/__init__.py'))
+    assert files.code_version.__wrapped__() == dict(commit='', dirty=False)
+
+
+SMALL = dict(title='small', profile='quick', dataset='synthetic-leaves', size=16, seeds=[0], grid=dict(teachers=['cnn4'], students=['cnn4'], balance=['none']),
+             teacher=dict(epochs=1, mode='fp32'), student=dict(epochs=1, fraction=.5, views=1, mode='fp32'), kd=dict(loss='soft_target', temperature=4., alpha=.5))
+
+
+def test_a_full_disk_stops_at_the_first_run(tmp_path, monkeypatch):
+    "Also where the error record cannot be written; and nothing is said but the folder and the remedy"
+    monkeypatch.setenv('KD_LEAF_CACHE', str(tmp_path/'cache'))
+    monkeypatch.setattr(Study, 'dir', property(lambda self: tmp_path/self.name))
+    tried = []
+    def full(run, *a, **k):
+        tried.append(run)
+        raise RuntimeError('Error while serializing: I/O error: No space left on device (os error 28)')  # as safetensors says it
+    monkeypatch.setattr(runner, 'fit_run', full)
+    with pytest.raises(DiskFull, match='free some'): runner.run_study(Study('small', **SMALL), device='cpu')
+    assert len(tried) == 1
+
+
+def test_an_error_record_that_cannot_be_written_hides_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv('KD_LEAF_CACHE', str(tmp_path/'cache'))
+    monkeypatch.setattr(Study, 'dir', property(lambda self: tmp_path/self.name))
+    def refuse(*a): raise OSError('read-only')
+    def broken(*a, **k): raise ArithmeticError('the first fault')
+    monkeypatch.setattr(runner, 'write_json', refuse), monkeypatch.setattr(runner, 'fit_run', broken)
+    with pytest.raises(RuntimeError, match='3 of 3 runs failed(.|\n)*the first fault'): runner.run_study(Study('small', **SMALL), device='cpu')
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
+    old, new, mine = (tmp_path/o for o in ('.a.json.999999999-1.tmp', '.b.json.999999999-1.tmp', f'.c.json.{os.getpid()}-1.tmp'))
+    for f in (old, new, mine): f.write_text('half')
+    for f in (old, mine): os.utime(f, (0, 0))
+    runner._remove_leftovers(tmp_path)
+    assert not old.exists() and new.exists() and mine.exists()
