@@ -48,8 +48,8 @@ def _check_seeds(variant, last_variant, kd, alone, last):
     "Raise `LookupError` unless all three have the same seeds on record"
     seeds = [list(o.seed) for o in (kd, alone, last)]
     if seeds[0]==seeds[1]==seeds[2]: return
-    raise LookupError(f'seeds on record: {seeds[0]} of {variant}, {seeds[1]} of its baseline, {seeds[2]} of {last_variant}: '
-                      'finish the study first')
+    raise LookupError(f'seeds on record: {seeds[0]} of {variant}, {seeds[1]} of its baseline, '
+                      f'{seeds[2]} of {last_variant}: finish the study first')
 
 # %% ../../nbs/report/04_ablations.ipynb #45d90163
 def _interval_columns(name, d):
@@ -62,9 +62,11 @@ def _ci_text(d): return with_ci(d.difference, d.low, d.high) if d else ''
 def _variant_row(kd, alone, last, with_rare):
     "Numbers and text of one row: the distilled runs, their baseline, and the last variant (None: this is it)"
     gain,diff = paired_difference(kd, alone),None if last is None else paired_difference(kd, last)
-    numbers = dict(alone_mean=alone.f1.mean(), alone_sd=alone.f1.std(ddof=1), kd_mean=kd.f1.mean(), kd_sd=kd.f1.std(ddof=1))
+    numbers = dict(alone_mean=alone.f1.mean(), alone_sd=alone.f1.std(ddof=1))
+    numbers |= dict(kd_mean=kd.f1.mean(), kd_sd=kd.f1.std(ddof=1))
     numbers |= _interval_columns('gain', gain) | _interval_columns('diff', diff)
-    text = {'No KD': mean_sd(alone.f1), 'Distilled': mean_sd(kd.f1), 'Gain': _ci_text(gain), 'Difference': _ci_text(diff)}
+    text = {'No KD': mean_sd(alone.f1), 'Distilled': mean_sd(kd.f1)}
+    text |= {'Gain': _ci_text(gain), 'Difference': _ci_text(diff)}
     if with_rare:
         rare = dict(rare_alone=rare_f1(alone).mean(), rare_kd=rare_f1(kd).mean())
         numbers |= rare
@@ -73,13 +75,15 @@ def _variant_row(kd, alone, last, with_rare):
     return numbers,text | {'Seconds': f'{kd.train_s.mean():.0f}'}
 
 # %% ../../nbs/report/04_ablations.ipynb #2c705372
-_variant_note = (' F1 of the no-KD baseline and of the distilled student. Gain: distilled minus baseline; difference: to the last '
-                 'row; both with 95 % CI by a paired bootstrap over test images and seeds. The baseline has the same variant as '
-                 'far as it concerns a student without a teacher. Seconds: of training, the cache included where it was made.')
+_variant_note = (" F1 of the no-KD baseline and of the distilled student. Gain: distilled minus baseline; "
+                 "difference: to the last row; both with 95 % CI by a paired bootstrap over test images and "
+                 "seeds. The baseline has the same variant as far as it concerns a student without a teacher. "
+                 "Seconds: of training, the cache included where it was made.")
 _rare_note = ' Rare: mean F1 of the three classes with fewest training images.'
 
 def _field_text(value): return f'{value:g}' if isinstance(value, float) else str(display_name(value))
 
+# %% ../../nbs/report/04_ablations.ipynb #75637be9
 def variant_table(
     runs:pd.DataFrame, # from `load_runs`
     spec:dict, # from `study_spec`, with the profile of the runs
@@ -101,7 +105,8 @@ def variant_table(
             text.append({display_name(k, k.capitalize()): _field_text(o) for k,o in where.items()} | words)
     rows = runs[runs.role=='student']
     caption = describe(rows)+_variant_note+(_rare_note if 'balance' in shown else '')
-    return Table(group, f'Students by {display_name(group)}', caption, pd.DataFrame(data), pd.DataFrame(text), made_from(rows))
+    title = f'Students by {display_name(group)}'
+    return Table(group, title, caption, pd.DataFrame(data), pd.DataFrame(text), made_from(rows))
 
 # %% ../../nbs/report/04_ablations.ipynb #44712b53
 def _variants_of(runs, spec, group):

@@ -43,6 +43,7 @@ _balances = dict(none='no balancing', weights='class weights', over='over-sampli
 _scores = dict(accuracy='Accuracy', precision='Precision', recall='Recall', f1='F1')
 _names = _models | _losses | _balances | _scores
 
+# %% ../../nbs/report/00_format.ipynb #41647e40
 def display_name(
     name, # of a model, a loss, a balance, a score; several models joined by +; anything else stays as it is
     default=None # for a name that is not known; the name itself by default
