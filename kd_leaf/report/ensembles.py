@@ -211,10 +211,11 @@ def _plot_front(ax, df, x, **kw):
     sns.scatterplot(df, x=x, y='f1', hue='kind', style='kind', s=70, ax=ax, **kw)
     front = df[pareto_front(df[x], df.f1)].sort_values(x)
     ax.plot(front[x], front.f1, color='grey', lw=.8, zorder=0)
-    for k,r in enumerate(front.itertuples()):
+    for r in front.itertuples():
         at = (getattr(r, x), r.f1)
-        ax.annotate(r.name, at, xytext=(5, -10 if k%2 else 6), textcoords='offset points', fontsize=8)
+        ax.annotate(r.name, at, xytext=(0, 8), textcoords='offset points', fontsize=8, ha='center')
     ax.set(xscale='log')
+    ax.margins(x=.15, y=.12)
 
 # %% ../../nbs/report/03_ensembles.ipynb #2ff3d152
 def _costs(runs, table, balance):

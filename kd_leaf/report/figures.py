@@ -169,18 +169,19 @@ def confusion_figure(
 ):
     "Confusion matrices of two runs and their difference, in shares of the true class; returns the matplotlib figure"
     pair,vocab = pd.DataFrame([alone, distilled]),vocab_of(alone)
-    names = [escape(o, 'figure') for o in vocab]
+    numbers = range(1, len(vocab)+1)
+    names = [f'{escape(o, "figure")}  {k}' for o,k in zip(vocab, numbers)]
     saved,targets = saved_logits(pair, 'test')
     counts = [confusion(o, targets, vocab) for o in saved]
     before,after = (m.div(m.sum(1), axis=0) for m in counts)
-    title,width = '% of each true class (row) given each name (column), test',2.5+.72*len(vocab)
-    fig,axs,sns = new_axes(title, 'true', width, .42*width, ncols=3, style='white')
+    title,width = '% of each true class (row) that is given each class (column), test',4+.66*len(vocab)
+    fig,axs,sns = new_axes(title, 'true', width, .9+.27*len(vocab), ncols=3, style='white')
     panels = [(run_name(alone), before, 'Greys', 0), (run_name(distilled), after, 'Greys', 0),
               ('difference', after-before, 'RdBu', -.5)]
     for ax,(name,shares,cmap,low) in zip(axs, panels):
         percent = shares.map(lambda o: f'{100*o:.0f}' if abs(o)>=.005 else '')
         look = dict(cmap=cmap, vmin=low, vmax=-low or 1, cbar=False, square=True, annot_kws=dict(size=7))
-        labels = dict(annot=percent.to_numpy(), fmt='', xticklabels=names, yticklabels=names)
+        labels = dict(annot=percent.to_numpy(), fmt='', xticklabels=numbers, yticklabels=names)
         sns.heatmap(shares.to_numpy(), ax=ax, **labels, **look)
         ax.set_title(name, fontsize=10)
         ax.tick_params(labelsize=8)
