@@ -1,5 +1,5 @@
 "What must hold of all notebooks and modules, and no single notebook can test"
-import ast, importlib, inspect, json, re, shutil, subprocess, sys
+import ast, importlib, inspect, json, re, subprocess, sys
 from pathlib import Path
 import nbformat, pytest
 from nbclient import NotebookClient
@@ -31,24 +31,15 @@ def floor(module):
     return FOLDERS.index(name(module).split('.')[0]), notebook(module).name
 
 
-@pytest.fixture(scope='module')
-def copy(tmp_path_factory):
-    "The project as git would commit it now"
-    dest = tmp_path_factory.mktemp('copy')/'kd_leaf'
-    files = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    for f in files:
-        if (ROOT/f).is_file():
-            (dest/f).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT/f, dest/f)
-    return dest
-
-
-def snapshot(root): return {f.relative_to(root).as_posix(): f.read_bytes() for d in ('nbs', 'kd_leaf') for f in (root/d).rglob('*') if f.suffix in ('.py', '.ipynb')}
+def snapshot(root):
+    files = [f for d in ('nbs', 'kd_leaf') for f in (root/d).rglob('*') if f.suffix in ('.py', '.ipynb')]
+    return {f.relative_to(root).as_posix(): f.read_bytes() for f in files}
 
 
 def test_exported_and_clean(copy):
     before = snapshot(copy)
-    for command in ('nbdev-export', 'nbdev-clean'): subprocess.run([str(Path(sys.executable).with_name(command))], cwd=copy, check=True, capture_output=True)
+    for command in ('nbdev-export', 'nbdev-clean'):
+        subprocess.run([str(Path(sys.executable).with_name(command))], cwd=copy, check=True, capture_output=True)
     after = snapshot(copy)
     assert sorted(before) == sorted(after)
     assert [f for f in before if before[f] != after[f]] == []
@@ -57,8 +48,10 @@ def test_exported_and_clean(copy):
 def test_clean_keeps_the_parameters_tag(copy):
     for nb in ('run_all', 'studies/experiment'):
         tagged = [c for c in cells(copy/'nbs'/f'{nb}.ipynb', 'code') if 'parameters' in c['metadata'].get('tags', [])]
-        assert len(tagged) == 1, f'{nb} has {len(tagged)} cells tagged parameters; papermill would silently run the defaults'
-        for line in source(tagged[0]).splitlines(): assert re.fullmatch(r'\w+: \w+ = .+  # .+', line), f'{nb}: papermill --help-notebook cannot explain {line!r}'
+        assert len(tagged) == 1, f'{nb}: {len(tagged)} cells tagged parameters; papermill would silently run the defaults'
+        for line in source(tagged[0]).splitlines():
+            assert re.fullmatch(r'\w+: \w+ = .+  # .+', line), f'{nb}: papermill --help-notebook cannot explain {line!r}'
+    assert get_config(ROOT).allowed_cell_metadata_keys == ['tags']
 
 
 @pytest.mark.parametrize('nb', NOTEBOOKS, ids=name)
@@ -68,8 +61,13 @@ def test_kernelspec(nb):
 
 
 def test_what_nbdev_test_skips_is_run_elsewhere():
+    "By papermill in .ci/run (run_all runs experiment), or by the test below; no single cell is skipped but those that export or start a program"
     skipped = {name(nb) for nb in NOTEBOOKS if any('skip_exec: true' in source(c) for c in cells(nb, 'raw'))}
-    assert skipped == {'studies.experiment', 'run_all', *map(name, TUTORIALS)}  # .ci/run runs the first two by papermill, the test below the others
+    assert skipped == {'studies.experiment', 'run_all', *map(name, TUTORIALS)}
+    assert 'papermill nbs/run_all.ipynb' in (ROOT/'.ci/run').read_text(encoding='utf-8')
+    codes = [(nb, source(c)) for nb in NOTEBOOKS for c in cells(nb, 'code')]
+    not_run = [(name(nb), code) for nb, code in codes if re.search(r'^#\|\s*(eval: false|notest)', code, flags=re.M)]
+    assert [(nb, code) for nb, code in not_run if not re.search(r"nbdev_export\(\)|__name__ ?== ?'__main__'", code)] == []
 
 
 @pytest.mark.parametrize('tutorial', TUTORIALS, ids=name)
@@ -84,14 +82,11 @@ def test_tutorial(tutorial, tmp_path, monkeypatch):
 def test_floors(module):
     "A folder imports from lower folders only, a module only from earlier modules of its own folder"
     for node in ast.walk(ast.parse(module.read_text(encoding='utf-8'))):
-        if isinstance(node, ast.ImportFrom) and node.level:  # nbdev writes `from ..core import …`
-            base = module.parents[node.level-1]
-            assert floor(base.joinpath(*node.module.split('.')).with_suffix('.py')) < floor(module), f'{name(module)} imports {node.module}'
-
-
-def test_floors_sees_imports():
-    "The check above is no check if it finds nothing to look at"
-    assert 'from ..core import' in (ROOT/'kd_leaf/study/runner.py').read_text(encoding='utf-8')
+        if not isinstance(node, ast.ImportFrom): continue
+        base = module.parents[node.level-1] if node.level else ROOT  # `from ..core import …`, or inside a function `from kd_leaf.core`
+        there = base.joinpath(*node.module.split('.')).with_suffix('.py')
+        if there in MODULES: assert floor(there) < floor(module), f'{name(module)} imports {name(there)}'
+        else: assert ROOT/'kd_leaf' not in there.parents, f'{name(module)} imports {there}: name the module'
 
 
 def public(module):
@@ -99,10 +94,19 @@ def public(module):
     mod = importlib.import_module(f'kd_leaf.{name(module)}')
     for k in mod.__all__:
         obj = getattr(mod, k)
-        if (inspect.isfunction(obj) or inspect.isclass(obj)) and obj.__module__ == mod.__name__:
-            yield k, obj
-            if inspect.isclass(obj) and not hasattr(obj, 'learn'):  # the methods of a fastai callback are its events
-                yield from ((f'{k}.{m}', v) for m, v in vars(obj).items() if inspect.isfunction(v) and not m.startswith('_') and v.__qualname__.startswith(k))
+        if not (inspect.isfunction(obj) or inspect.isclass(obj)) or obj.__module__ != mod.__name__: continue
+        yield k, obj
+        if inspect.isfunction(obj) or hasattr(obj, 'learn'): continue  # the methods of a fastai callback are its events
+        methods = [(m, v) for m, v in vars(obj).items() if inspect.isfunction(v) and not m.startswith('_')]
+        yield from ((f'{k}.{m}', v) for m, v in methods if v.__qualname__.startswith(k))
+
+
+def parameters(obj):
+    "Names of the parameters that `obj` should document"
+    if fields := inspect.isclass(obj) and getattr(obj, '__dataclass_fields__', None): return list(fields)
+    if inspect.isclass(obj) and '__init__' not in vars(obj): return []  # a callback without arguments
+    params = inspect.signature(obj).parameters.items()
+    return [k for k, p in params if k not in ('self', 'cls') and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
 
 
 @pytest.mark.parametrize('module', MODULES, ids=name)
@@ -110,24 +114,40 @@ def test_docstrings_and_docments(module):
     missing = []
     for k, obj in public(module):
         if not (obj.__doc__ or '').strip() or obj.__doc__.startswith(f'{k}('): missing.append(f'{k}: docstring')
-        fields = list(getattr(obj, '__dataclass_fields__', {})) if inspect.isclass(obj) else None
         docs = docments(obj, returns=False)
-        if inspect.isclass(obj) and not fields and '__init__' not in vars(obj): continue  # a callback without arguments
-        params = fields if fields else [k for k, p in inspect.signature(obj).parameters.items() if k not in ('self', 'cls') and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        missing += [f'{k}: {p}' for p in params if not docs.get(p)]
+        missing += [f'{k}: {p}' for p in parameters(obj) if not docs.get(p)]
     assert missing == []
 
 
 @pytest.mark.parametrize('module', MODULES, ids=name)
-def test_size(module):
-    "Small enough to read: a notebook of 80 cells, a module of 250 lines, an exported cell of 30, a line of 120 characters"
-    nb = notebook(module)
+def test_module_is_small(module):
+    assert len(module.read_text(encoding='utf-8').splitlines()) <= 250
+
+
+@pytest.mark.parametrize('nb', NOTEBOOKS, ids=name)
+def test_notebook_is_small(nb):
+    "80 cells, lines of 120 characters, exported cells of 30 lines"
     assert len(cells(nb)) <= 80
-    for c in cells(nb, 'code'):
-        if source(c).startswith('#| export'): assert len([l for l in source(c).splitlines() if l.strip()]) <= 30, source(c)[:80]
-    lines = module.read_text(encoding='utf-8').splitlines()
-    assert len(lines) <= 250
-    assert [l for l in lines if len(l) > 120] == []
+    codes = [source(c) for c in cells(nb, 'code')]
+    assert [l for code in codes for l in code.splitlines() if len(l) > 120] == []
+    exported = [code for code in codes if re.search(r'^#\|\s*export', code, flags=re.M)]
+    assert [code[:80] for code in exported if len([l for l in code.splitlines() if l.strip()]) > 30] == []
+
+
+def shown(output):
+    "What a reader of the notebook sees of an output, images aside"
+    texts = [v for k, v in output.get('data', {}).items() if not k.startswith('image/')]
+    return '\n'.join(''.join(t) for t in [*texts, output.get('text', ''), output.get('evalue', '')])
+
+
+@pytest.mark.parametrize('nb', NOTEBOOKS, ids=name)
+def test_stored_outputs_are_fit_to_be_seen(nb):
+    "No errors, warnings or escape codes, no paths of the machine that ran the notebook"
+    outputs = [o for c in cells(nb, 'code') for o in c['outputs']]
+    assert [o['ename'] for o in outputs if o['output_type'] == 'error'] == []
+    unfit = re.compile(r'\w+Warning: |\x1b\[|(?<![\w.])/(root|work|home|tmp|Users)/|[A-Z]:\\\\')
+    assert [m[0] for o in outputs for m in unfit.finditer(shown(o))] == []
+    assert [o['text'] for o in outputs if o.get('name') == 'stderr'] == []
 
 
 def test_report_imports_no_torch():
@@ -140,4 +160,3 @@ def test_no_number_typed_by_hand(nb):
     for c in cells(nb, 'markdown'):
         text = re.sub(r'\[?\]?\(?(https?://\S+|arXiv:\S+)', '', re.sub(r'```.*?```', '', source(c), flags=re.S))
         assert not re.search(r'\d+\.\d+|\d ?%', text), text
-    assert get_config(ROOT).allowed_cell_metadata_keys == ['tags']

@@ -1,0 +1,43 @@
+"What all tests share: a copy of the project, and the promise to write nowhere in the checkout"
+import shutil, subprocess
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def git(*args):
+    "What git prints, byte for byte; it takes no lock, since two processes of pytest may ask at once"
+    return subprocess.run(['git', '--no-optional-locks', *args], cwd=ROOT, capture_output=True, check=True).stdout
+
+
+def state():
+    "What a test could change in the checkout: tracked files, new files, and what a quick run has left"
+    quick = {f: f.stat().st_mtime_ns for f in (ROOT/'results_quick').rglob('*') if f.is_file()}
+    return git('status', '--porcelain'), git('diff', 'HEAD'), quick
+
+
+@pytest.fixture(scope='session', autouse=True)
+def writes_nowhere():
+    before = state()
+    yield
+    assert state() == before, f'a test wrote in the checkout:\n{git("status", "--porcelain").decode()}'
+
+
+@pytest.fixture(scope='session', autouse=True)
+def own_cache(tmp_path_factory):
+    "Caches of the user's are neither read nor written"
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('KD_LEAF_CACHE', str(tmp_path_factory.mktemp('kd_leaf_cache')))
+        yield
+
+
+@pytest.fixture(scope='session')
+def copy(tmp_path_factory):
+    "The project as git would commit it now, but for the results"
+    dest = tmp_path_factory.mktemp('copy')/'kd_leaf'
+    for f in git('ls-files', '-co', '-z', '--exclude-standard').decode().split('\0')[:-1]:
+        if (ROOT/f).is_file() and not f.startswith('results/'):
+            (dest/f).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT/f, dest/f)
+    return dest
