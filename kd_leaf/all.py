@@ -33,7 +33,8 @@ from .ensemble.selector import fit_selector,predict_selector,select
 from .ensemble.model import Ensemble,load_ensemble,model_cost
 from .evaluate.metrics import agreement,calibration_error,class_report,confusion,fit_temperature,holm,mcnemar,paired_bootstrap,scores
 from .evaluate.interpret import embed,embedding_figure,grad_cam,grad_cam_figure
-from .study.config import Study,list_studies,load_study
+from .study.spec import list_studies
+from .study.config import Study,load_study
 from .study.records import load_runs
 from .study.runner import run_study
 from .study.selectors import run_selectors,write_costs

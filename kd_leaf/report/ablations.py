@@ -11,8 +11,9 @@ __all__ = ['variant_runs', 'rare_f1', 'variant_table', 'variant_figure', 'fracti
 # %% ../../nbs/report/04_ablations.ipynb #54d5d718
 import numpy as np, pandas as pd
 from ..core import check_name,results_dir
-from ..study.config import (alone_fields,kd_only,main_runs,multi_teacher,study_fields,variant_groups,
-                                  variant_names)
+from ..study.run import kd_only
+from ..study.spec import variant_groups
+from ..study.config import alone_fields,main_runs,multi_teacher,study_fields,variant_names
 from ..evaluate.metrics import class_report
 from .format import Table,describe,display_name,made_from,mean_sd,with_ci
 from .tables import paired_difference

@@ -11,7 +11,8 @@ __all__ = ['make_tables', 'make_figures', 'report_dir', 'write_report', 'headlin
 import warnings
 import numpy as np, pandas as pd
 from ..core import read_json,results_dir,write_json
-from ..study.config import list_studies,main_runs,multi_teacher,study_spec,variant_groups
+from ..study.spec import list_studies,study_spec,variant_groups
+from ..study.config import main_runs,multi_teacher
 from .format import Table,display_name,escape,few_images,mean_sd,with_ci
 from .tables import (best_student,best_trio,calibration_table,gains,kd_table,paired_difference,
                                    reproduction_table,teacher_table)

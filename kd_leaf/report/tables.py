@@ -13,7 +13,8 @@ from dataclasses import fields
 import numpy as np, pandas as pd
 from ..evaluate.metrics import agreement,calibration_error,fit_temperature,paired_bootstrap
 from .format import Table,describe,display_name,listed,made_from,mean_sd,run_name
-from ..study.config import Run,kd_only,multi_teacher
+from ..study.run import Run,kd_only
+from ..study.config import multi_teacher
 from ..study.records import pick,saved_logits
 
 # %% ../../nbs/report/01_tables.ipynb #62e1fc60
