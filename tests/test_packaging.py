@@ -1,44 +1,68 @@
 "The wheel, built from the sdist, works outside the repository"
-import configparser, os, subprocess, sys, zipfile
+import configparser, os, re, subprocess, sys, zipfile
 from pathlib import Path
 import pytest
+from packaging.requirements import Requirement
+import kd_leaf
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
+def wheel(copy, tmp_path_factory):
+    "Built in a copy: setuptools leaves files beside the sources"
     out = tmp_path_factory.mktemp('dist')
-    subprocess.run([sys.executable, '-m', 'build', '--outdir', str(out), str(ROOT)], check=True, capture_output=True)  # sdist, then the wheel from it
+    subprocess.run([sys.executable, '-m', 'build', '--outdir', str(out), str(copy)], check=True, capture_output=True)
     return next(out.glob('*.whl'))
 
 
-def test_wheel_holds_cards_and_studies(wheel):
-    names = set(zipfile.ZipFile(wheel).namelist())
-    for f in [*(ROOT/'data').glob('*.toml')]: assert f'kd_leaf/cards/{f.name}' in names
-    for f in [*(ROOT/'nbs/studies').glob('*.toml')]: assert f'kd_leaf/studies/{f.name}' in names
-    assert not [n for n in names if n.endswith(('.jpg', '.png', '.zip'))]
+@pytest.fixture(scope='module')
+def names(wheel): return set(zipfile.ZipFile(wheel).namelist())
 
 
-def test_wheel_requirements_come_from_settings(wheel):
-    meta = next(zipfile.ZipFile(wheel).read(n).decode() for n in zipfile.ZipFile(wheel).namelist() if n.endswith('METADATA'))
+def test_wheel_holds_cards_and_studies(names):
+    for f in (ROOT/'data').glob('*.toml'): assert f'kd_leaf/cards/{f.name}' in names
+    for f in (ROOT/'nbs/studies').glob('*.toml'): assert f'kd_leaf/studies/{f.name}' in names
+    assert not [n for n in names if n.endswith(('.jpg', '.png', '.zip', '.ipynb'))]
+
+
+def test_wheel_holds_every_module_but_the_benchmarks(names):
+    modules = {m.relative_to(ROOT).as_posix() for m in (ROOT/'kd_leaf').rglob('*.py')}
+    benchmarks = {m for m in modules if m.startswith('kd_leaf/benchmarks/')}
+    assert benchmarks
+    assert {n for n in names if n.endswith('.py')} == modules - benchmarks
+
+
+def test_wheel_requirements_come_from_settings(wheel, names):
+    meta = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith('METADATA'))).decode()
+    stated = {str(Requirement(r)) for r in re.findall(r'^Requires-Dist: (.+)$', meta, flags=re.M)}
     cfg = configparser.ConfigParser()
-    cfg.read(ROOT/'settings.ini')
-    for r in cfg['DEFAULT']['requirements'].split(): assert f'Requires-Dist: {r}' in meta
-    for r in cfg['DEFAULT']['dev_requirements'].split(): assert f'Requires-Dist: {r}; extra == "dev"' in meta
+    cfg.read(ROOT/'settings.ini', encoding='utf-8')
+    wanted = {str(Requirement(r)) for r in cfg['DEFAULT']['requirements'].split()}
+    for extra in ('dev', 'bench', 'weights', 'interpret'):
+        wanted |= {str(Requirement(f'{r}; extra == "{extra}"')) for r in cfg['DEFAULT'][f'{extra}_requirements'].split()}
+    assert stated == wanted
+
+
+def test_one_version():
+    "In the package, the citation and at the top of the changelog"
+    cited = re.search(r'^version: (.+)$', (ROOT/'CITATION.cff').read_text(encoding='utf-8'), flags=re.M)[1]
+    newest = re.search(r'^## \[(\d.+?)\]', (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), flags=re.M)[1]
+    assert kd_leaf.__version__ == cited == newest
 
 
 def test_wheel_works_outside_the_repository(wheel, tmp_path):
-    subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', str(tmp_path/'site'), str(wheel)], check=True)
+    install = [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', str(tmp_path/'site'), str(wheel)]
+    subprocess.run(install, check=True)
     code = '''
 import kd_leaf, pathlib
-from kd_leaf.distill.callbacks import KDCallback
-from kd_leaf.data.store import image_store
+from kd_leaf.all import *
+from kd_leaf.core import project_root
 from kd_leaf.data.cards import list_cards
 from kd_leaf.study.config import load_study
-from kd_leaf.core import project_root
 assert len(list_cards()) >= 5 and load_study("leaf").grid["students"]
 assert project_root() == pathlib.Path(".").resolve()
+assert callable(distill) and callable(KDCallback)
 print(kd_leaf.__file__, len(image_store(size=16)))
 '''
     env = dict(os.environ, PYTHONPATH=str(tmp_path/'site'), KD_LEAF_CACHE=str(tmp_path/'cache'))

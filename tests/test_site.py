@@ -1,14 +1,17 @@
 "The site and the README that tools/site.py builds: whole, linked, and saying what the records say."
-import importlib, importlib.util, re
+import importlib, importlib.util, json, posixpath, re, sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
-import pytest
+import nbformat, pytest
+from fastcore.nbio import dict2nb
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'tools'))
+import pages as prepare
 spec = importlib.util.spec_from_file_location('kd_leaf_site', ROOT/'tools'/'site.py')  # by path: the standard library has a `site`
 site = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(site)
@@ -46,18 +49,30 @@ def built(tmp_path_factory):
     return SimpleNamespace(out=out, pages=pages, read={n: Read((out/n).read_text(encoding='utf-8')) for n in pages})
 
 
+def local(page, link):
+    "Path on the site and anchor that a page's link leads to, or None where it leads elsewhere"
+    url = urlsplit(link)
+    if url.scheme or url.netloc: return None
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(page), unquote(url.path))) if url.path else page
+    return path, unquote(url.fragment)
+
+
+def page_of(nb): return prepare.nbpath2html(nb.relative_to(prepare.NBS)).as_posix()
+
+
 def exported():
     "Modules that a notebook exports, with the page of that notebook"
-    for nb in sorted(site.NBS.glob('[!._]*.ipynb')):
+    for nb in prepare.notebooks():
         name = re.search(r'#\|\s*default_exp\s+([\w.]+)', nb.read_text(encoding='utf-8'))
-        if name: yield f'kd_leaf.{name[1]}', site.nbpath2html(nb).name
+        if name: yield f'kd_leaf.{name[1]}', page_of(nb)
 
 
 def test_every_notebook_is_a_page(built):
     assert 'index.html' in built.pages
-    assert set(built.pages) == {site.nbpath2html(p).name for p in site.NBS.glob('[!._]*.ipynb')}
+    assert set(built.pages) == {page_of(p) for p in prepare.notebooks()}
     for name in built.pages:
-        assert set(built.pages) <= set(built.read[name].links), f'{name} does not list every page'
+        linked = {there[0] for link in built.read[name].links if (there := local(name, link))}
+        assert set(built.pages) <= linked, f'{name} does not list every page'
 
 
 @pytest.mark.parametrize('module,page', list(exported()))
@@ -72,12 +87,82 @@ def test_no_dead_local_link(built):
     dead = []
     for name, page in built.read.items():
         for link in page.links:
-            url = urlsplit(link)
-            if url.scheme or url.netloc: continue
-            file = built.out/unquote(url.path or name)
-            there = built.read.get(url.path or name)
-            if not file.is_file() or (url.fragment and unquote(url.fragment) not in getattr(there, 'ids', ())): dead.append(f'{name}: {link}')
+            if (there := local(name, link)) is None: continue
+            path, anchor = there
+            ids = getattr(built.read.get(path), 'ids', ())
+            if not (built.out/path).is_file() or (anchor and anchor not in ids): dead.append(f'{name}: {link}')
     assert not dead, '\n'.join(dead)
+    assert not [l for page in built.read.values() for l in page.links if l.startswith('doi:')]
+
+
+def test_pages_ask_no_other_site_for_anything(built):
+    for name in built.pages:
+        text = (built.out/name).read_text(encoding='utf-8')
+        assert not re.findall(r'<(?:script|img|iframe|source)[^>]+src="(?:https?:)?//[^"]+"|<link[^>]+href="(?:https?:)?//[^"]+"', text), name
+    assert not re.findall(r'https?://', (built.out/'site.js').read_text(encoding='utf-8') + (built.out/'site.css').read_text(encoding='utf-8'))
+
+
+def test_search_finds_every_heading(built):
+    text = (built.out/'search-index.js').read_text(encoding='utf-8')
+    rows = json.loads(text.removeprefix('kdSections(').removesuffix(');\n'))
+    for page, heading, url, words in rows:
+        path, _, anchor = url.partition('#')
+        assert path in built.pages and (not anchor or anchor in built.read[path].ids), url
+    for module, page in exported():
+        names = importlib.import_module(module).__all__
+        functions = {n for n in names if callable(getattr(importlib.import_module(module), n))}
+        assert functions <= {heading for _, heading, url, _ in rows if url.startswith(page)}, page
+
+
+def test_previous_and_next_make_one_chain(built):
+    order = list(built.pages)
+    for i, name in enumerate(order):
+        text = (built.out/name).read_text(encoding='utf-8')
+        found = {rel: local(name, url)[0] for rel, url in re.findall(r'<a rel="(prev|next)" href="([^"]+)"', text)}
+        wanted = dict(prev=order[i-1] if i else None, next=order[i+1] if i+1 < len(order) else None)
+        assert found == {k: v for k, v in wanted.items() if v}
+        assert f'blob/main/nbs/{built.pages[name].src.relative_to(prepare.NBS).as_posix()}' in text
+
+
+def test_tables_stand_in_a_box_that_scrolls(built):
+    for name in built.pages:
+        text = (built.out/name).read_text(encoding='utf-8')
+        assert len(re.findall('<table', text)) == len(re.findall(r'<div class="scroll" tabindex="0">\s*(?:<div>\s*)*<table', text)), name
+
+
+def a_page(*cells):
+    "A page of the site made from cells"
+    head = nbformat.v4.new_raw_cell('---\ntitle: A page\n---')
+    nb = dict2nb(nbformat.v4.new_notebook(cells=[head, *cells]))
+    page = prepare.read_page(prepare.NBS/'studies/a.ipynb', nb, nb)
+    prepare.parse(page, '')
+    prepare.relink(page.tree['blocks'], site.site_link(page, {page.name: page}, Path('nowhere'), site.get_config(ROOT)))
+    site.number_captions(page.tree['blocks'], dict(Figure=0, Table=0))
+    site.scroll_tables(page.tree['blocks'])
+    return prepare.pandoc(json.dumps(page.tree), '-f', 'json', '-t', 'html5', '--mathml')
+
+
+def output(**data):
+    data = {f'{k.split("_")[0]}/{k.split("_")[1]}': v for k, v in data.items()}
+    return nbformat.v4.new_code_cell('f()', outputs=[nbformat.v4.new_output('display_data', data=data)])
+
+
+def test_what_a_cell_becomes():
+    md = nbformat.v4.new_markdown_cell
+    log = '<style>b {}</style><table class="fastprogress"><tr><td>epoch</td></tr></table><script>1</script>'
+    text = a_page(output(text_html=log, text_markdown='```html\n<table>\n```'))
+    assert '<td>epoch</td>' in text and 'style>' not in text and 'script' not in text and '&lt;' not in text
+    text = a_page(md('See [x](doi:10.1145/1.2), (arXiv:1503.02531), [arXiv:1106.1813](https://arxiv.org/abs/1106.1813) and $T^2$.'))
+    assert 'href="https://doi.org/10.1145/1.2"' in text and '<math' in text
+    assert text.count('href="https://arxiv.org/abs/') == 2 and 'href="https://arxiv.org/abs/1503.02531"' in text
+    table = '**Scores**\n\n| a |\n|:--|\n| 1 |\n\n<details><summary>How made</summary>\n\n*on a CPU*\n\n</details>'
+    text = a_page(output(text_markdown=table), output(text_markdown='**More**\n\n| a |\n|:--|\n| 1 |'))
+    assert '<strong>Table\N{NO-BREAK SPACE}1. Scores</strong>' in text and 'Table\N{NO-BREAK SPACE}2. More' in text
+    assert '<details>' in text and '<em>on a CPU</em>' in text
+    figure = output(image_png='iVBORw0KGgo=')
+    figure.source = '#| fig-cap: "Gain"\n#| fig-alt: "Bars"\nf()'
+    text = a_page(figure)
+    assert 'Figure\N{NO-BREAK SPACE}1. Gain</figcaption>' in text and 'alt="Bars"' in text and 'src="../images/studies-a-1.png"' in text
 
 
 def test_page_has_one_heading_text_and_unique_ids(built):
@@ -116,6 +201,6 @@ def test_table_stands_on_the_leaf_page(built, table):
     rows = table_rows(table.read_text(encoding='utf-8'))
     assert rows, f'{table.name} holds no numbers'
     numbers = lambda row: re.findall(r'-?\d*\.?\d+', ' '.join(row).replace('−', '-'))
-    page = [numbers(row) for row in built.read['leaf.html'].rows]
+    page = [numbers(row) for row in built.read['studies/leaf.html'].rows]
     missing = [row for row in rows if numbers(row) not in page]
     assert not missing, f'rows of {table.name} that are not on the page: {missing}'

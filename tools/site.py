@@ -103,22 +103,20 @@ def scroll_tables(tree):
     walk(tree, fix)
 
 
+def caption_of(blocks, i):
+    "Where the caption of a figure or table stands, or None: in itself, or for a table in a line in bold right above it"
+    above = blocks[i-1]['c'] if i and blocks[i-1]['t'] == 'Para' else []
+    if blocks[i]['t'] == 'Table' and [x['t'] for x in above] == ['Strong']: return above[0]
+    return next(iter(blocks[i]['c'][1][1]), None)
+
+
 def number_captions(blocks, counts):
-    "Number the captions of figures and tables; a line in bold right above a table is its caption"
-    label = lambda kind: [{'t': 'Str', 'c': f'{kind}\N{NO-BREAK SPACE}{counts[kind]}.'}, {'t': 'Space'}]
-    for i, x in enumerate(list(blocks)):
-        kind = x['t']
-        if kind == 'Div': number_captions(x['c'][1], counts)
-        if kind not in ('Figure', 'Table'): continue
-        above = blocks[i-1] if i else {'t': None}
-        if kind == 'Table' and above['t'] == 'Para' and [y['t'] for y in above['c']] == ['Strong']:
-            x['c'][1] = [None, [{'t': 'Plain', 'c': above['c'][0]['c']}]]
-            above.update(t='Null', c=[])
-        if x['c'][1][1]:
-            counts[kind] += 1
-            first = x['c'][1][1][0]
-            first['c'] = label(kind) + first['c']
-    blocks[:] = [b for b in blocks if b['t'] != 'Null']
+    "Number the captions of figures and tables"
+    for i, x in enumerate(blocks):
+        if x['t'] == 'Div': number_captions(x['c'][1], counts)
+        if x['t'] in counts and (caption := caption_of(blocks, i)):
+            counts[x['t']] += 1
+            caption['c'] = [{'t': 'Str', 'c': f'{x["t"]}\N{NO-BREAK SPACE}{counts[x["t"]]}.'}, {'t': 'Space'}, *caption['c']]
 
 
 def words(x):
