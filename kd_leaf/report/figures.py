@@ -173,7 +173,7 @@ def confusion_figure(
     names = [f'{escape(o, "figure")}  {k}' for o,k in zip(vocab, numbers)]
     saved,targets = saved_logits(pair, 'test')
     counts = [confusion(o, targets, vocab) for o in saved]
-    before,after = (m.div(m.sum(1), axis=0) for m in counts)
+    before,after = (m.div(m.sum(axis=1), axis=0) for m in counts)
     title,width = '% of each true class (row) that is given each class (column), test',4+.66*len(vocab)
     fig,axs,sns = new_axes(title, 'true', width, .9+.27*len(vocab), ncols=3, style='white')
     panels = [(run_name(alone), before, 'Greys', 0), (run_name(distilled), after, 'Greys', 0),
