@@ -6,12 +6,14 @@ Docs: https://kd-leaf.github.io/kd_leaf/core.html.md"""
 
 # %% auto #0
 __all__ = ['training_ranges', 'project_root', 'shipped_dir', 'toml_files', 'results_dir', 'cache_dir', 'check_writable',
-           'DiskFull', 'name_full_disk', 'atomic_path', 'write_json', 'read_json', 'write_csv', 'write_npz',
-           'stable_hash', 'file_sha256', 'seed_everything', 'device_name', 'default_device', 'check_name',
-           'check_number', 'check_training', 'import_extra', 'check_parameters', 'as_list', 'as_bool', 'progress']
+           'DiskFull', 'name_full_disk', 'atomic_path', 'atomic_dir', 'clean_leftovers', 'write_json', 'read_json',
+           'write_csv', 'write_npz', 'stable_hash', 'file_sha256', 'seed_everything', 'device_name', 'default_device',
+           'check_name', 'check_number', 'check_training', 'import_extra', 'check_parameters', 'as_list', 'as_bool',
+           'progress']
 
 # %% ../nbs/00_core.ipynb #8a0cb7f7
-import contextlib,difflib,errno,hashlib,importlib,json,math,numbers,os,platform,random,sys,tempfile,threading,tomllib
+import contextlib,difflib,errno,hashlib,importlib,json,math,numbers,os,platform,random,shutil,sys,tempfile,threading
+import time,tomllib
 from pathlib import Path
 import numpy as np, pandas as pd
 
@@ -21,7 +23,9 @@ def _checkout(start=None):
     for base in map(Path.resolve, map(Path, (start or '.', globals().get('__file__', '.')))):
         for p in (base, *base.parents):
             f = p/'pyproject.toml'
-            if f.exists() and tomllib.loads(f.read_text()).get('project', {}).get('name')=='kd_leaf': return p
+            if not f.exists(): continue
+            project = tomllib.loads(f.read_text(encoding='utf-8')).get('project', {})
+            if project.get('name')=='kd_leaf': return p
 
 def project_root(
     start=None # folder to look from; the current one by default
@@ -72,7 +76,8 @@ def check_writable(
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path): return path
     except OSError as e:
-        raise PermissionError(f"cannot write to {path} ({e.strerror}): choose another folder or change its permissions, before hours of training") from e
+        remedy = 'choose another folder or change its permissions, before hours of training'
+        raise PermissionError(f'cannot write to {path} ({e.strerror}): {remedy}') from e
 
 # %% ../nbs/00_core.ipynb #1733f13d
 class DiskFull(OSError):
@@ -86,7 +91,13 @@ def name_full_disk(
     try: yield
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
-        raise DiskFull(e.errno, f'no space left in {folder}: free some, or choose another disk; what is finished is kept') from e
+        remedy = 'free some, or choose another disk; what is finished is kept'
+        raise DiskFull(e.errno, f'no space left in {folder}: {remedy}') from e
+
+# %% ../nbs/00_core.ipynb #2c45ed13
+def _tmp_name(path):
+    "A hidden name beside `path` that says which machine, process and thread writes there"
+    return path.with_name(f'.{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.tmp')
 
 @contextlib.contextmanager
 def atomic_path(
@@ -96,11 +107,45 @@ def atomic_path(
     path = Path(path)
     with name_full_disk(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = path.with_name(f'.{path.name}.{os.getpid()}-{threading.get_ident()}.tmp')
+        tmp = _tmp_name(path)
         try:
             yield tmp
             os.replace(tmp, path)
         finally: tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #b1fd7259
+@contextlib.contextmanager
+def atomic_dir(
+    path # where the finished folder shall stand
+):
+    "Context manager: a temporary folder that becomes `path` when the block ends well, unless another was first"
+    path = Path(path)
+    with name_full_disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tmp = _tmp_name(path)
+        tmp.mkdir()
+        try:
+            yield tmp
+            try: os.replace(tmp, path)
+            except OSError:
+                if not path.is_dir(): raise # if it is there, another process was first
+        finally: shutil.rmtree(tmp, ignore_errors=True)
+
+
+# %% ../nbs/00_core.ipynb #d97dcec6
+def clean_leftovers(
+    folder, # where files or folders were being written
+    hours:float=24 # what is older is removed even if another machine wrote it
+):
+    "Remove temporary files and folders whose process, on this machine, has ended, and all that are old"
+    import psutil
+    for f in Path(folder).glob('.*.tmp'):
+        node,pid,_ = f.name[:-len('.tmp')].rsplit('.', 2) if f.name.count('.')>=5 else ('', '0', '')
+        with contextlib.suppress(OSError):
+            ended = node.endswith(f'.{platform.node()}') and pid.isdigit() and not psutil.pid_exists(int(pid))
+            if not ended and time.time()-f.stat().st_mtime < 3600*hours: continue
+            shutil.rmtree(f) if f.is_dir() else f.unlink()
+
 
 # %% ../nbs/00_core.ipynb #64b896cd
 def _plain(o):
@@ -159,7 +204,7 @@ def file_sha256(
 # %% ../nbs/00_core.ipynb #df3c0a0d
 def seed_everything(
     seed:int, # 0 to 2**32-1
-    deterministic:bool=None # True: torch uses repeatable algorithms only (slower on CUDA); False: any; None: left as it is
+    deterministic:bool=None # True: repeatable algorithms only (slower on CUDA); False: any; None: left as it is
 ):
     "Seed Python, numpy and torch (CPU and CUDA)"
     import torch
@@ -176,7 +221,8 @@ def device_name(
     import torch
     if str(device).startswith('cuda'): return torch.cuda.get_device_name()
     with contextlib.suppress(OSError, StopIteration):
-        cpu = next(l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name'))
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+        cpu = next(l.split(':')[1].strip() for l in lines if l.startswith('model name'))
         return f'{cpu}, {torch.get_num_threads()} threads'
     return f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
 
@@ -195,7 +241,8 @@ def check_name(
     known = list(known)
     if name in known: return name
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=.4)
-    raise ValueError(f"unknown {what} {name!r}: " + (f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {known}"))
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f'choose one of {known}'
+    raise ValueError(f'unknown {what} {name!r}: {hint}')
 
 # %% ../nbs/00_core.ipynb #5cbb49a4
 def check_number(
@@ -263,7 +310,9 @@ def as_list(
     "A papermill parameter as a list"
     if not isinstance(value, str): return list(value) if isinstance(value, (list, tuple)) else [value]
     try: parsed = json.loads(value)
-    except json.JSONDecodeError: parsed = [as_list(o.strip())[0] for o in value.split(',') if o.strip()] if ',' in value else [value] if value else []
+    except json.JSONDecodeError:
+        parts = [o.strip() for o in value.split(',') if o.strip()]
+        return [as_list(o)[0] for o in parts] if ',' in value else parts
     return parsed if isinstance(parsed, list) else [parsed]
 
 def as_bool(
@@ -289,7 +338,8 @@ def progress(
 ):
     "A tqdm bar over `it` with the time left; quiet where nobody watches"
     from tqdm import tqdm
-    return tqdm(it, desc=desc, total=total, disable=not _watched(), leave=False, mininterval=5 if _in_kernel() else .1, **kwargs)
+    every = 5 if _in_kernel() else .1 # seconds; text rather than a widget, which papermill's terminal would not show
+    return tqdm(it, desc=desc, total=total, disable=not _watched(), leave=False, mininterval=every, **kwargs)
 
 # %% ../nbs/00_core.ipynb #ed55f3ad
 def _one_thread_each(cells):
