@@ -1,9 +1,11 @@
 "What all tests share: a copy of the project, and the promise to write nowhere in the checkout"
 import shutil, subprocess
 from pathlib import Path
-import pytest
+import hypothesis, pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+hypothesis.settings.register_profile('kd_leaf', deadline=None, database=None)  # a busy machine is no fault; nothing is kept
+hypothesis.settings.load_profile('kd_leaf')
 
 
 def git(*args):

@@ -2,11 +2,13 @@
 import os
 from pathlib import Path
 import pytest
-from kd_leaf.data.store import image_store
+from kd_leaf.core import seed_everything
 from kd_leaf.data.cards import load_card
+from kd_leaf.data.loaders import store_dls
+from kd_leaf.data.store import image_store
+from kd_leaf.distill.learner import distill, make_learner
 
-ROOT = Path(__file__).resolve().parent.parent
-HOME = Path(os.environ.get('KD_LEAF_DATA', ROOT.parent/'shared'/'data'))
+HOME = Path(os.environ.get('KD_LEAF_DATA', Path(__file__).resolve().parents[2]/'shared'/'data'))
 pytestmark = pytest.mark.skipif(not list(HOME.glob('*.zip')), reason='no real images: KD_LEAF_DATA names no folder of zips')
 
 
@@ -27,10 +29,6 @@ def test_store_agrees_with_its_card(name):
 
 def test_a_cnn_learns_real_leaves():
     "Three epochs of the smallest student on real leaves are well above chance, and a distilled one is too"
-    from kd_leaf.core import seed_everything
-    from kd_leaf.distill.callbacks import distill
-    from kd_leaf.distill.learner import make_learner
-    from kd_leaf.data.loaders import store_dls
     store = image_store('plant-pathology-2021', 32)
     seed_everything(0)
     dls = store_dls(store, device='cpu')

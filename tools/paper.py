@@ -4,7 +4,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from nbdev.config import get_config
-from pages import MARKDOWN, ROOT, page_path, pandoc, parse, processed, read_page, relink, repo_path, site_path, walk
+from pages import ROOT, page_path, pandoc, parse, processed, read_page, relink, repo_path, site_path, walk
 
 HERE = Path(__file__).parent
 
@@ -31,7 +31,7 @@ def paper(out, name='studies/leaf.ipynb'):
     "Write the HTML file and the PDF into folder `out`; returns their paths"
     import typst
     out, cfg, (page,) = Path(out), get_config(ROOT), [read_page(*o) for o in processed(name)]
-    parse(page, '', MARKDOWN + '-implicit_figures')
+    parse(page, '')
     (out/'images').mkdir(parents=True, exist_ok=True)
     for file, data in page.media.items(): (out/file).write_bytes(data)
     relink(page.tree['blocks'], outside_link(page, cfg))

@@ -193,6 +193,9 @@ def readme():
     def plain(x):  # GitHub has no use for the site's wrappers and attributes
         if x['t'] in ('Div', 'Span'): return x['c'][1]
         if x['t'] == 'Link': x['c'][0] = ['', [], []]
+        if x['t'] == 'Image':
+            if alt := dict(x['c'][0][2]).get('alt'): x['c'][1] = [{'t': 'Str', 'c': alt}]
+            x['c'][0] = ['', [], []]
         if x['t'] == 'Header': x['c'][1] = ['', [], []]
         if x['t'] == 'CodeBlock': x['c'][0][1] = [c for c in x['c'][0][1] if c != 'output']
         if x['t'] == 'RawBlock' and '<table' in x['c'][1]:
