@@ -37,12 +37,12 @@ def real_photographs(nb):
     """Cells of a notebook with a stored image whose pixels may be a photograph.
 
     An image is suspicious if its cell draws pixels (`imshow`, `show_batch`, …). Its notebook may then open stores of drawn leaves
-    only, or a variable (a folder that the notebook has made itself); an expression, such as a choice by a condition, counts as real."""
+    only, or of folders that it has made itself; a card's name anywhere in the argument, as in a choice by a condition, counts as real."""
     code = [c for c in nb['cells'] if c['cell_type'] == 'code']
     shows = [c for c in code if has_image(c) and PIXELS & {name for name, _ in calls(tree_of(c))}]
     every = [o for c in code for o in calls(tree_of(c))]
     opened = {arg for name, arg in every if name == 'image_store' and arg not in DRAWN}
-    real = {arg for arg in opened if arg in cards() or not re.fullmatch(r'[\w.]+', str(arg))}
+    real = {arg for arg in opened if any(c == arg or f"'{c}'" in str(arg) for c in cards())}
     return shows if real or OTHER_SOURCES & {name for name, _ in every} else []
 
 
