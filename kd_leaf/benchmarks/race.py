@@ -19,7 +19,7 @@ from ..core import check_name,check_number,progress,results_dir,write_csv
 from ..data.store import image_store
 from ..models.zoo import create_model,save_weights
 from ..study.config import load_study,make_runs
-from ..study.records import peak_rss_mb,provenance,weights_path
+from ..study.files import peak_rss_mb,provenance,weights_path
 
 # %% ../../nbs/benchmarks/04_race.ipynb #6c16a1e4
 _epoch = None # of the contender that lives in this process

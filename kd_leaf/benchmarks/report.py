@@ -11,7 +11,7 @@ __all__ = ['load_bench', 'ratio', 'bench_table', 'whole_cost', 'cost_table', 'gr
 import textwrap
 import numpy as np, pandas as pd
 from ..core import results_dir
-from ..report.tables import Table
+from ..report.format import Table
 
 # %% ../../nbs/benchmarks/01_report.ipynb #b54f280c
 def load_bench(

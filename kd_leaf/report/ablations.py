@@ -1,4 +1,4 @@
-"""What distillation depends on: the students of a study, one thing changed at a time
+"""What distillation depends on: the students of a study, one factor changed at a time
 
 Docs: https://kd-leaf.github.io/kd_leaf/report/ablations.html.md"""
 
@@ -11,9 +11,12 @@ __all__ = ['variant_runs', 'rare_f1', 'variant_table', 'variant_figure', 'fracti
 # %% ../../nbs/report/04_ablations.ipynb #54d5d718
 import numpy as np, pandas as pd
 from ..core import check_name,results_dir
-from ..study.config import alone_fields,kd_only,main_runs,multi_teacher,study_fields,variant_groups,variant_names
+from ..study.run import kd_only
+from ..study.spec import variant_groups
+from ..study.config import alone_fields,main_runs,multi_teacher,study_fields,variant_names
 from ..evaluate.metrics import class_report
-from .tables import Table,made_from,display_name,paired_difference,mean_sd
+from .format import Table,describe,display_name,made_from,mean_sd,with_ci
+from .tables import paired_difference
 from .figures import new_axes,synthetic_warning
 from ..study.records import pick,saved_logits,vocab_of
 
@@ -23,11 +26,13 @@ def variant_runs(
     variant:dict, # fields
     base:dict, # from `study_fields`
     names # of all fields that some variant of the study changes
-) -> tuple: # (distilled, alone), data frames with a row a seed
+) -> tuple: # (distilled, baseline), data frames with a row a seed
     "The runs of one variant; `LookupError` if there are none"
     students,names = pick(runs, role='student'),{*names, 'teacher'}
-    own = base | alone_fields(variant) | dict(teacher='')
-    return pick(students, **{k: (base | variant)[k] for k in names}),pick(students, **{k: own[k] for k in (names-kd_only) | {'teacher'}})
+    taught = base | variant
+    alone = base | alone_fields(variant) | dict(teacher='')
+    of_alone = (names-kd_only) | {'teacher'}
+    return pick(students, **{k: taught[k] for k in names}),pick(students, **{k: alone[k] for k in of_alone})
 
 # %% ../../nbs/report/04_ablations.ipynb #d39f8c63
 def rare_f1(
@@ -35,56 +40,110 @@ def rare_f1(
     n:int=3 # classes
 ) -> np.ndarray: # one a run
     "Mean F1 on test of the classes with fewest training images"
-    counts = pd.read_csv(results_dir(runs.study.iloc[0], runs.profile.iloc[0])/'classes.csv', index_col=0).train
+    folder = results_dir(runs.study.iloc[0], runs.profile.iloc[0])
+    rarest = pd.read_csv(folder/'classes.csv', index_col=0).train.nsmallest(n).index
     (saved,targets),vocab = saved_logits(runs, 'test'),vocab_of(runs.iloc[0])
-    return np.array([class_report(o, targets, vocab).f1[counts.nsmallest(n).index].mean() for o in saved])
+    return np.array([class_report(o, targets, vocab).f1[rarest].mean() for o in saved])
 
-def _said(d): return '' if d is None else f'{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]'
+def _check_seeds(variant, last_variant, kd, alone, last):
+    "Raise `LookupError` unless all three have the same seeds on record"
+    seeds = [list(o.seed) for o in (kd, alone, last)]
+    if seeds[0]==seeds[1]==seeds[2]: return
+    raise LookupError(f'seeds on record: {seeds[0]} of {variant}, {seeds[1]} of its baseline, '
+                      f'{seeds[2]} of {last_variant}: finish the study first')
+
+# %% ../../nbs/report/04_ablations.ipynb #45d90163
+def _interval_columns(name, d):
+    "A difference as columns of numbers; nan where there is nothing to compare"
+    values = (d.difference, d.low, d.high) if d else (np.nan,)*3
+    return dict(zip((f'{name}_difference', f'{name}_low', f'{name}_high'), values))
+
+def _ci_text(d): return with_ci(d.difference, d.low, d.high) if d else ''
+
+def _variant_row(kd, alone, last, with_rare):
+    "Numbers and text of one row: the distilled runs, their baseline, and the last variant (None: this is it)"
+    gain,diff = paired_difference(kd, alone),None if last is None else paired_difference(kd, last)
+    numbers = dict(alone_mean=alone.f1.mean(), alone_sd=alone.f1.std(ddof=1))
+    numbers |= dict(kd_mean=kd.f1.mean(), kd_sd=kd.f1.std(ddof=1))
+    numbers |= _interval_columns('gain', gain) | _interval_columns('diff', diff)
+    text = {'No KD': mean_sd(alone.f1), 'Distilled': mean_sd(kd.f1)}
+    text |= {'Gain': _ci_text(gain), 'Difference': _ci_text(diff)}
+    if with_rare:
+        rare = dict(rare_alone=rare_f1(alone).mean(), rare_kd=rare_f1(kd).mean())
+        numbers |= rare
+        text |= dict(zip(('Rare, no KD', 'Rare, distilled'), (f'{o:.3f}' for o in rare.values())))
+    numbers |= dict(seeds=len(kd), train_s=kd.train_s.mean())
+    return numbers,text | {'Seconds': f'{kd.train_s.mean():.0f}'}
 
 # %% ../../nbs/report/04_ablations.ipynb #2c705372
+_variant_note = (" F1 of the no-KD baseline and of the distilled student. Gain: distilled minus baseline; "
+                 "difference: to the last row; both with 95 % CI by a paired bootstrap over test images and "
+                 "seeds. The baseline has the same variant as far as it concerns a student without a teacher. "
+                 "Seconds: of training, the cache included where it was made.")
+_rare_note = ' Rare: mean F1 of the three classes with fewest training images.'
+
+def _field_text(value): return f'{value:g}' if isinstance(value, float) else str(display_name(value))
+
+# %% ../../nbs/report/04_ablations.ipynb #75637be9
 def variant_table(
     runs:pd.DataFrame, # from `load_runs`
     spec:dict, # from `study_spec`, with the profile of the runs
     group:str='variants' # name of a list of variants
 ) -> Table: # rows: student × variant
-    "Students of a study in each variant of a list: alone, distilled, the difference, and the difference to the last variant"
+    "Students in each variant of a list: baseline, distilled, the gain, and the difference to the last variant"
     base,names,groups = study_fields(spec),variant_names(spec),variant_groups(spec['grid'])
     variants = groups[check_name(group, groups, 'group of variants')]
-    shown,rows = list(dict.fromkeys(k for v in variants for k in v)),[]
-    for model,s in pick(runs, role='student').groupby('model'):
-        last,_ = variant_runs(s, variants[-1], base, names)
+    shown = list(dict.fromkeys(k for v in variants for k in v))
+    data,text = [],[]
+    for model,students in pick(runs, role='student').groupby('model'):
+        last,_ = variant_runs(students, variants[-1], base, names)
         for v in variants:
-            kd,alone = variant_runs(s, v, base, names)
-            if not list(kd.seed)==list(alone.seed)==list(last.seed): raise LookupError(f'of {v} the seeds on record are {list(kd.seed)}, alone {list(alone.seed)}, of {variants[-1]} {list(last.seed)}: finish the study first')
-            gain,diff = paired_difference(kd, alone),None if v is variants[-1] else paired_difference(kd, last)
-            rare = dict(rare_alone=rare_f1(alone).mean(), rare_kd=rare_f1(kd).mean()) if 'balance' in shown else {}
-            rows.append(dict(student=model) | {k: (base | v)[k] for k in shown} | {f'{n}_{k}': f(g.f1) for n,g in (('alone', alone), ('kd', kd)) for k,f in (('mean', np.mean), ('sd', lambda o: o.std(ddof=1)))} |
-                        {f'{n}_{k}': getattr(d, k) if d else np.nan for n,d in (('gain', gain), ('diff', diff)) for k in ('difference', 'low', 'high')} | rare | dict(seeds=len(kd), train_s=kd.train_s.mean()) |
-                        dict(texts=dict(alone=mean_sd(alone.f1.to_numpy()), distilled=mean_sd(kd.f1.to_numpy()), gain=_said(gain), difference=_said(diff)) | {k: f'{o:.3f}' for k,o in rare.items()}))
-    data = pd.DataFrame(rows)
-    text = pd.concat([data[['student', *shown]].map(lambda v: f'{v:g}' if isinstance(v, float) else str(display_name(v))), pd.DataFrame(list(data.texts)), data.train_s.map('{:.0f}'.format).rename('seconds')], axis=1)
-    caption = (made_from(runs[runs.role=='student'])+' F1 of the student alone and distilled; gain: distilled minus alone; difference: to the last row; both with their 95 % intervals by a paired bootstrap over images and seeds. Alone: without a teacher, in the same variant as far as it concerns a student without one. '
-               'Seconds: of training with a teacher, the making of its cache included where it was made.'+(' Rare: mean F1 of the three classes with fewest training images.' if 'balance' in shown else ''))
-    return Table(group, f'Students by {display_name(group)}', caption, data.drop(columns='texts'), text.rename(columns=lambda c: dict(rare_alone='Rare, alone', rare_kd='Rare, distilled').get(c, display_name(c, c.capitalize()))))
+            kd,alone = variant_runs(students, v, base, names)
+            _check_seeds(v, variants[-1], kd, alone, last)
+            numbers,words = _variant_row(kd, alone, None if v is variants[-1] else last, 'balance' in shown)
+            where = dict(student=model) | {k: (base | v)[k] for k in shown}
+            data.append(where | numbers)
+            text.append({display_name(k, k.capitalize()): _field_text(o) for k,o in where.items()} | words)
+    rows = runs[runs.role=='student']
+    caption = describe(rows)+_variant_note+(_rare_note if 'balance' in shown else '')
+    title = f'Students by {display_name(group)}'
+    return Table(group, title, caption, pd.DataFrame(data), pd.DataFrame(text), made_from(rows))
 
 # %% ../../nbs/report/04_ablations.ipynb #44712b53
 def _variants_of(runs, spec, group):
-    "Yields (variant, \"distilled\" or \"alone\", its runs)"
+    "Yields (variant, \"distilled\" or \"no KD\", its runs)"
+    base,names = study_fields(spec),variant_names(spec)
     for v in variant_groups(spec['grid'])[group]:
-        for who,g in zip(('distilled', 'alone'), variant_runs(runs, v, study_fields(spec), variant_names(spec))): yield v,who,g
+        distilled,alone = variant_runs(runs, v, base, names)
+        yield v,'distilled',distilled
+        yield v,'no KD',alone
 
+def _value_label(name, value):
+    if isinstance(value, str): return display_name(value) or 'cached'
+    if isinstance(value, bool): return name if value else f'no {name}'
+    return f'{name} {value:g}'
+
+def _variant_label(variant):
+    return ', '.join(_value_label(k, o) for k,o in variant.items() if k!='epochs') or 'unchanged'
+
+def _legend(ax, **kw): ax.legend(title='', bbox_to_anchor=(1.01, 1), loc='upper left', **kw)
+
+# %% ../../nbs/report/04_ablations.ipynb #33037a97
 def variant_figure(
     runs:pd.DataFrame, # from `load_runs`
     spec:dict, # from `study_spec`, with the profile of the runs
     group:str='variants' # name of a list of variants
 ):
-    "F1 of the students in each variant, alone and distilled, a point a seed; returns the matplotlib figure"
-    label = lambda v: ', '.join(display_name(o) if isinstance(o, str) else k if o is True else f'no {k}' if o is False else f'{k} {o:g}' for k,o in v.items() if k!='epochs') or 'as it is'
-    df = pd.concat([g.assign(variant=label(v), who=who) for v,who,g in _variants_of(runs, spec, group)]).map(display_name)
+    "F1 of the students in each variant, baseline and distilled, a point a seed; returns the matplotlib figure"
+    parts = [g.assign(variant=_variant_label(v), who=who) for v,who,g in _variants_of(runs, spec, group)]
+    df = pd.concat(parts).map(display_name)
     if df.model.nunique()>1: df['variant'] = df.model+': '+df.variant
+    points = dict(hue='who', hue_order=['no KD', 'distilled'], size=6, jitter=False, dodge=True)
     fig,ax,sns = new_axes(f'Students by {display_name(group)}', '', height=1.2+.3*df.variant.nunique())
-    sns.stripplot(df, x='f1', y='variant', hue='who', hue_order=['alone', 'distilled'], size=6, jitter=False, dodge=True, ax=ax)
-    ax.set(xlabel='F1 (test)', ylabel=''); ax.legend(title='', bbox_to_anchor=(1.01, 1), loc='upper left'); synthetic_warning(ax, runs)
+    sns.stripplot(df, x='f1', y='variant', ax=ax, **points)
+    ax.set(xlabel='F1 (test)', ylabel='')
+    _legend(ax)
+    synthetic_warning(ax, runs)
     return fig
 
 # %% ../../nbs/report/04_ablations.ipynb #db64d06e
@@ -93,15 +152,23 @@ def fraction_figure(
     spec:dict, # from `study_spec`, with the profile of the runs
     group:str # name of a list of variants, each with a fraction
 ):
-    "F1 of the students by the share of labels, alone, distilled, and distilled on all pictures; returns the matplotlib figure"
-    df = pd.concat([g.assign(who='distilled, all pictures' if v.get('unlabelled') else who) for v,who,g in _variants_of(runs, spec, group)]).drop_duplicates('key')
-    fig,ax,sns = new_axes('How few labels are enough', 'F1 (test)')
+    "F1 by the share of labels: baseline, distilled, distilled on all images; returns the matplotlib figure"
+    name = lambda v,who: 'distilled, all images' if v.get('unlabelled') and who=='distilled' else who
+    parts = [g.assign(who=name(v, who)) for v,who,g in _variants_of(runs, spec, group)]
+    df = pd.concat(parts).drop_duplicates('key')
     df['labels'] = 100*df.fraction
-    sns.lineplot(df, x='labels', y='f1', hue='who', style='who', markers=True, dashes=False, errorbar='sd' if df.seed.nunique()>1 else None, hue_order=sorted(df.who.unique()), ax=ax)
-    ax.set(xscale='log', xlabel='labels, % of the training split'); ax.set_xticks(ticks := sorted(df.labels.unique())); ax.minorticks_off()
-    ax.set_xticklabels([f'{t:g}' for t in ticks]); ax.legend(title='', bbox_to_anchor=(1.01, 1), loc='upper left'); synthetic_warning(ax, runs)
+    errorbar,ticks = 'sd' if df.seed.nunique()>1 else None,sorted(df.labels.unique())
+    lines = dict(hue='who', style='who', markers=True, dashes=False, hue_order=sorted(df.who.unique(), reverse=True))
+    fig,ax,sns = new_axes('How few labels are enough', 'F1 (test)')
+    sns.lineplot(df, x='labels', y='f1', errorbar=errorbar, ax=ax, **lines)
+    ax.set(xscale='log', xlabel='labels, % of the training split')
+    ax.set_xticks(ticks, [f'{t:g}' for t in ticks])
+    ax.minorticks_off()
+    _legend(ax)
+    synthetic_warning(ax, runs)
     return fig
 
+# %% ../../nbs/report/04_ablations.ipynb #40956b6b
 def temperature_figure(
     runs:pd.DataFrame, # from `load_runs`
     spec:dict, # from `study_spec`, with the profile of the runs
@@ -109,9 +176,11 @@ def temperature_figure(
 ):
     "Mean F1 of the distilled students by temperature and alpha; returns the matplotlib figure"
     df = pd.concat([g for _,who,g in _variants_of(runs, spec, group) if who=='distilled'])
+    means = df.pivot_table(index='temperature', columns='alpha', values='f1')
     fig,ax,sns = new_axes('F1 (test) of the distilled students', '', width=4.6, height=3.2)
-    sns.heatmap(df.pivot_table(index='temperature', columns='alpha', values='f1'), annot=True, fmt='.3f', cmap='Greys', cbar=False, linewidths=.5, ax=ax)
-    ax.set(xlabel='α, weight of the distillation term', ylabel='temperature'); synthetic_warning(ax, runs)
+    sns.heatmap(means, annot=True, fmt='.3f', cmap='Greys', cbar=False, linewidths=.5, ax=ax)
+    ax.set(xlabel='α, weight of the distillation term', ylabel='temperature')
+    synthetic_warning(ax, runs)
     return fig
 
 def figure_of(
@@ -120,25 +189,30 @@ def figure_of(
     group:str # name of a list of variants
 ):
     "The figure that suits a list of variants; returns the matplotlib figure"
-    each = variant_groups(spec['grid'])[group]
-    has = lambda *ks: all(k in v for v in each for k in ks)
-    return (fraction_figure if has('fraction') else temperature_figure if has('temperature', 'alpha') else variant_figure)(runs, spec, group)
+    changed = set.intersection(*map(set, variant_groups(spec['grid'])[group]))
+    if 'fraction' in changed: return fraction_figure(runs, spec, group)
+    if changed>={'temperature', 'alpha'}: return temperature_figure(runs, spec, group)
+    return variant_figure(runs, spec, group)
 
 # %% ../../nbs/report/04_ablations.ipynb #45a0fd8f
 def quality_figure(
     runs:pd.DataFrame, # from `load_runs`
     spec:dict # from `study_spec`, with the profile of the runs
 ):
-    "F1 of distilled students against that of their teacher, with the students alone as lines; returns the matplotlib figure"
-    df = main_runs(runs, spec, ['teacher', 'augment', 'views']).map(display_name)
+    "F1 of distilled students against that of their teacher, with baselines as lines; returns the matplotlib figure"
+    df = main_runs(runs, spec, ['teacher', 'augment', 'views'])
+    df = df[~multi_teacher(df)].map(display_name)
     df['student'] = df.model+np.where(df.augment, '', ', not augmented')
-    alone,taught = (pick(df[o & ~multi_teacher(df)], role='student') for o in (df.teacher=='', df.teacher!=''))
+    alone,taught = (pick(df[o], role='student') for o in (df.teacher=='', df.teacher!=''))
     taught['teacher_f1'] = taught.teacher_key.map(pick(df, role='teacher').set_index('key').f1)
     fig,ax,sns = new_axes('Teachers and their students', "student's F1 (test)", height=4.2)
     colours = dict(zip(sorted(taught.student.unique()), sns.color_palette()))
-    for name,f1 in alone.groupby('student').f1.mean().items(): ax.axhline(f1, color=colours.get(name, 'grey'), lw=.8, ls=':')
+    for name,f1 in alone.groupby('student').f1.mean().items():
+        ax.axhline(f1, color=colours.get(name, 'grey'), lw=.8, ls=':')
     sns.scatterplot(taught, x='teacher_f1', y='f1', hue='student', style='teacher', palette=colours, s=70, ax=ax)
-    low,high = min(taught.f1.min(), taught.teacher_f1.min()),taught.teacher_f1.max()
-    ax.plot([low, high], [low, high], color='grey', lw=.8, ls='--')
-    ax.set_xlabel("teacher's F1 (test)"); ax.legend(title='', fontsize=8, bbox_to_anchor=(1.01, 1), loc='upper left'); synthetic_warning(ax, runs)
+    ends = [min(taught.f1.min(), taught.teacher_f1.min()),taught.teacher_f1.max()]
+    ax.plot(ends, ends, color='grey', lw=.8, ls='--')
+    ax.set_xlabel("teacher's F1 (test)")
+    _legend(ax, fontsize=8)
+    synthetic_warning(ax, runs)
     return fig

@@ -11,7 +11,8 @@ __all__ = ['figures_shown', 'sentences', 'summary']
 from pathlib import Path
 import numpy as np, pandas as pd
 from .build import report_dir
-from .tables import Table,display_name,gains
+from .format import Table,display_name
+from .tables import gains
 from ..study.config import main_runs,multi_teacher
 from ..study.records import load_runs
 from ..study.spec import study_spec
