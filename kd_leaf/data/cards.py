@@ -14,7 +14,8 @@ from dataclasses import MISSING,dataclass,field,fields
 from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image
-from ..core import DiskFull,atomic_dir,cache_dir,check_name,clean_leftovers,file_sha256,toml_files
+from ..checks import check_name
+from ..core import DiskFull,atomic_dir,cache_dir,clean_leftovers,file_sha256,toml_files
 
 # %% ../../nbs/data/01_cards.ipynb #15c0ac66
 def _check_folder_name(what, name):

@@ -25,7 +25,8 @@ with warnings.catch_warnings(): # fastai 2.8 uses what torch and pandas now warn
     from fastai.vision.augment import aug_transforms
     from fastai.vision.core import imagenet_stats
 from fastcore.basics import patch,store_attr
-from ..core import check_number,default_device
+from ..checks import check_number
+from ..core import default_device
 from .files import decode_image
 
 # %% ../../nbs/data/04_loaders.ipynb #1687058a

@@ -10,7 +10,7 @@ __all__ = ['ensembles', 'Rule', 'fit_simplex', 'select_greedily', 'check_logits'
 # %% ../../nbs/ensemble/01_rules.ipynb #72b1ce60
 from dataclasses import dataclass
 import numpy as np
-from ..core import check_name
+from ..checks import check_name
 from scipy.special import log_softmax,logsumexp,softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score

@@ -10,7 +10,8 @@ __all__ = ['in_eval_mode', 'embed', 'embedding_figure', 'grad_cam', 'grad_cam_fi
 # %% ../../nbs/evaluate/02_interpret.ipynb #592553e1
 from contextlib import contextmanager
 import numpy as np, torch, torch.nn.functional as F
-from ..core import check_name,import_extra,progress
+from ..checks import check_name,import_extra
+from ..core import progress
 from ..distill.features import stages
 from ..models.zoo import head_of
 from fastai.callback.hook import Hook
