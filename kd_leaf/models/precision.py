@@ -11,7 +11,7 @@ __all__ = ['precisions', 'measured', 'AroundForward', 'Bf16', 'Compile', 'GrowIm
 # %% ../../nbs/models/02_precision.ipynb #f9a6f899
 import contextlib,ctypes,gc,shutil,time
 from functools import partial
-import numpy as np, torch, torch.nn.functional as F
+import torch, torch.nn.functional as F
 from fastai.callback.core import Callback
 from torch.utils.benchmark import Timer
 from ..checks import check_name,check_training
