@@ -11,7 +11,8 @@ __all__ = ['check_file_name', 'list_studies', 'study_file', 'variant_groups', 's
 import tomllib
 from dataclasses import fields
 from pathlib import Path
-from ..core import check_name,check_training,shipped_dir,training_ranges
+from ..checks import check_name,check_training,training_ranges
+from ..core import shipped_dir
 from .run import Run,kd_only
 
 # %% ../../nbs/study/00_spec.ipynb #1ef52e91
