@@ -31,18 +31,31 @@ _arithmetic = dict(mixture=_mixture, mean_logits=_mean_logits, vote=_vote, confi
 # %% ../../nbs/ensemble/01_rules.ipynb #5f9b70e2
 @dataclass(frozen=True)
 class Rule:
-    "How the members' answers become one"
+    "How the members' predictions are combined"
     arithmetic:str          # "mixture", "mean_logits", "vote", "confidence" or "stacking"
     weights:np.ndarray=None # mixture: (m,) on the simplex; stacking: (n_classes, m*n_classes)
     bias:np.ndarray=None    # stacking: (n_classes,)
 
+    def __post_init__(self):
+        check_name(self.arithmetic, _arithmetic, 'rule')
+        lacks = self.weights is None if self.arithmetic=='mixture' else self.arithmetic=='stacking' and self.bias is None
+        if lacks: raise ValueError(f'a rule {self.arithmetic!r} needs fitted weights: make it by `fit_ensemble`')
+
+    def check(self,
+        n_members:int # that the rule is to combine
+    ):
+        "`ValueError` if the rule was fitted for another number of members"
+        fitted = {'mixture': lambda: len(self.weights), 'stacking': lambda: self.weights.shape[1]/len(self.bias)}
+        n = fitted.get(self.arithmetic, lambda: n_members)()
+        if n!=n_members: raise ValueError(f'{n:g} weights for {n_members} members')
+
     def __call__(self,
         logits # (m, n, n_classes), of the members
     ) -> np.ndarray: # (n, n_classes) log-probabilities
-        "Put the members' answers together"
+        "Combine the members' predictions"
         logits = np.asarray(logits, float)
         if logits.ndim!=3: raise ValueError(f'logits of shape {logits.shape}: expected (members, images, classes)')
-        if self.arithmetic=='mixture' and len(self.weights)!=len(logits): raise ValueError(f'{len(self.weights)} weights for {len(logits)} members')
+        self.check(len(logits))
         return _arithmetic[self.arithmetic](log_softmax(logits, axis=-1), self.weights, self.bias)
 
 # %% ../../nbs/ensemble/01_rules.ipynb #8ea801f9
