@@ -42,7 +42,7 @@ def read_image(
         raise ValueError(f'{path} cannot be used: {e}') from e
 
 # %% ../../nbs/deploy/01_runtime.ipynb #9165c692
-required = 'kd_leaf', 'name', 'classes', 'size', 'sha256', 'precision' # keys without which a file is not one of ours
+required = 'kd_leaf', 'name', 'classes', 'size', 'sha256', 'precision' # what every description has
 
 def _session(path, threads):
     "An onnxruntime session; one line for what is no ONNX file"
@@ -57,12 +57,14 @@ def _session(path, threads):
 
 def _read_meta(session, path):
     "The description inside a file; `ValueError` if it is not one of ours"
-    raw = session.get_modelmeta().custom_metadata_map
-    if missing := [k for k in required if k not in raw]:
-        takes = ', '.join(f'{o.name} {o.type} {o.shape}' for o in session.get_inputs())
-        raise ValueError(f'{path} is an ONNX file, but not of a kd_leaf classifier: it takes {takes}, '
-                         f'and its metadata lack {", ".join(missing)}; make it with `kd_leaf export`')
-    return {k: json.loads(v) for k,v in raw.items()}
+    takes = ', '.join(f'{o.name} {o.type} {o.shape}' for o in session.get_inputs())
+    try: meta = json.loads(session.get_modelmeta().custom_metadata_map['kd_leaf'])
+    except (KeyError, json.JSONDecodeError):
+        raise ValueError(f'{path} is an ONNX file, but not a kd_leaf classifier: it takes {takes}, and its metadata '
+                         'do not say which classes; make one with `kd_leaf export`') from None
+    if missing := [k for k in required if k not in meta]:
+        raise ValueError(f'{path}: its description lacks {", ".join(missing)}: export it again')
+    return meta
 
 # %% ../../nbs/deploy/01_runtime.ipynb #3cd1215e
 class Prediction(NamedTuple):
