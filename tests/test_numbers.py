@@ -15,7 +15,7 @@ def shown(nb):
     return [''.join(o['data']['text/markdown']) for c in nb.cells if c.cell_type == 'code' for o in c.outputs if 'data' in o and 'text/markdown' in o['data']]
 
 
-@pytest.mark.parametrize('name', ['index', 'studies/leaf', 'studies/brain_tumour', 'studies/cifar10_selector', 'studies/roads', 'studies/balls', 'benchmarks/02_peers'])
+@pytest.mark.parametrize('name', ['index', 'studies/leaf', 'studies/brain_tumour', 'studies/cifar10_selector', 'studies/roads', 'studies/balls', 'benchmarks/04_race'])
 def test_stored_outputs_are_what_the_records_give(name):
     stored = nbformat.read(ROOT/f'nbs/{name}.ipynb', 4)
     fresh = NotebookClient(nbformat.read(ROOT/f'nbs/{name}.ipynb', 4), timeout=300, resources=dict(metadata=dict(path=(ROOT/f'nbs/{name}.ipynb').parent))).execute()

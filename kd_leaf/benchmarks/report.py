@@ -1,4 +1,4 @@
-"""Tables and figures of speed, from the rows that [benchmarks/02_peers](02_peers.ipynb) left
+"""Tables and a figure of speed, from the rows that [benchmarks/04_race](04_race.ipynb) wrote
 
 Docs: https://kd-leaf.github.io/kd_leaf/benchmarks/report.html.md"""
 
@@ -16,10 +16,10 @@ from ..report.tables import Table
 # %% ../../nbs/benchmarks/01_report.ipynb #b54f280c
 def load_bench(
     name:str # "epochs" or "growth"
-) -> pd.DataFrame: # a row a contender and round; `FileNotFoundError` if there are none
-    "Rows of the benchmark"
+) -> pd.DataFrame: # a row for each contender and round
+    "Rows of the benchmark; `FileNotFoundError` with the command that makes them if there are none"
     file = results_dir('benchmark')/f'{name}.csv'
-    if not file.exists(): raise FileNotFoundError(f'no {file}: run `python -m kd_leaf.benchmarks.peers`')
+    if not file.exists(): raise FileNotFoundError(f'no {file}: run `python -m kd_leaf.benchmarks.race`')
     return pd.read_csv(file, keep_default_na=False)
 
 # %% ../../nbs/benchmarks/01_report.ipynb #fbfbcb9f
@@ -28,78 +28,112 @@ def ratio(
     a:str, # contender
     b:str # contender
 ) -> np.ndarray: # (rounds,) a over b
-    "Seconds of one contender over those of another, round by round"
-    t = rows.pivot(index='round', columns='contender', values='seconds')
-    for o in (a, b):
-        if o not in t: raise LookupError(f'{o!r} did not take part; these did: {", ".join(t.columns)}')
-    return (t[a]/t[b]).to_numpy()
+    "Seconds of one contender over those of another, round by round; `LookupError` if one did not take part"
+    seconds = rows.pivot(index='round', columns='contender', values='seconds')
+    for name in (a, b):
+        if name not in seconds:
+            raise LookupError(f'{name!r} did not take part; these did: {", ".join(seconds.columns)}')
+    return (seconds[a]/seconds[b]).to_numpy()
 
 # %% ../../nbs/benchmarks/01_report.ipynb #bde9fb1e
-def _made(rows):
+def _made_from(rows):
+    "How rows were made, in two sentences"
     one = lambda k: ', '.join(map(str, rows[k].unique()))
-    return (f"{one('dataset')} at {one('size')} px, batches of {one('bs')}, {one('teacher')} teaches {one('student')}, {rows['round'].nunique()} rounds after one to warm up. "
-            f"Made on {one('device')}, torch {one('torch')}, commit {one('commit')}{' with uncommitted changes' if rows.dirty.any() else ''}.")
+    dirty = ' with uncommitted changes' if rows.dirty.any() else ''
+    return (f"{one('dataset')} at {one('size')} px, batches of {one('bs')}, {one('teacher')} teaches {one('student')}, "
+            f"{rows['round'].nunique()} rounds after one to warm up. "
+            f"Made on {one('device')}, torch {one('torch')}, commit {one('commit')}{dirty}.")
 
-def _who(g): return f'{g.what.iloc[0]} ({g.version.iloc[0]})' if g.version.iloc[0] else g.what.iloc[0]
+def _label(g):
+    "What a contender is, with the version of its package"
+    what,version = g.what.iloc[0],g.version.iloc[0]
+    return f'{what} ({version})' if version else what
 
 def bench_table(
     rows:pd.DataFrame # from `load_bench('epochs')`
-) -> Table: # a row a contender, the fastest first
-    "Seconds an epoch, and how many times those of the cached student"
+) -> Table: # a row for each contender, the fastest first
+    "Seconds of an epoch, and their ratio to those of the cached student"
     out = []
     for name,g in rows.groupby('contender'):
         r = ratio(rows, name, 'ours_cached')
-        out.append(dict(contender=name, who=_who(g), seconds=g.seconds.median(), times=np.median(r), times_low=r.min(), times_high=r.max(), peak_rss_mb=g.peak_rss_mb.max()))
+        times = dict(times=np.median(r), times_low=r.min(), times_high=r.max())
+        measured = dict(seconds=g.seconds.median(), **times, peak_rss_mb=g.peak_rss_mb.max())
+        out.append(dict(contender=name, who=_label(g), **measured))
     data = pd.DataFrame(out).sort_values('times', ignore_index=True)
-    text = pd.DataFrame({'': data.who, 'Seconds an epoch': data.seconds.map('{:.1f}'.format), 'Times ours cached': [f'{r.times:.2f} ({r.times_low:.2f} to {r.times_high:.2f})' for r in data.itertuples()], 'Peak memory in MB': data.peak_rss_mb.map('{:.0f}'.format)})
-    return Table('epochs', f"An epoch of {', '.join(map(str, rows.n_images.unique()))} pictures", f'Medians over rounds, and the range of the ratio. Memory of the whole process. {_made(rows)}', data, text)
+    times = [f'{r.times:.2f} ({r.times_low:.2f} to {r.times_high:.2f})' for r in data.itertuples()]
+    seconds,memory = data.seconds.map('{:.1f}'.format),data.peak_rss_mb.map('{:.0f}'.format)
+    text = {'': data.who, 'Seconds an epoch': seconds, 'Times ours cached': times, 'Peak memory in MB': memory}
+    title = f"An epoch of {', '.join(map(str, rows.n_images.unique()))} images"
+    caption = f'Medians over rounds, and the range of the ratio. Memory of the whole process. {_made_from(rows)}'
+    return Table('epochs', title, caption, data, pd.DataFrame(text))
 
 # %% ../../nbs/benchmarks/01_report.ipynb #5dc62d9d
 def whole_cost(
     rows:pd.DataFrame, # from `load_bench('epochs')`
-    students:int, # taught by one teacher
+    students:int, # distilled from one teacher
     epochs:int=20 # of each
 ) -> pd.Series: # seconds by contender
-    "Seconds that teaching several students takes, the cache and a slow first epoch (compiling, say) included"
+    "Seconds that several students take, with the cache and a slow first epoch (compilation, for example)"
     g = rows.groupby('contender')
     return g.build_s.median()+g.first_s.median()+(students*epochs-1)*g.seconds.median()
 
 def cost_table(
     rows:pd.DataFrame, # from `load_bench('epochs')`
-    students=(1, 4, 20), # taught by one teacher
+    students=(1, 4, 20), # distilled from one teacher
     epochs:int=20 # of each
-) -> Table: # a row a contender that teaches
-    "The whole cost of teaching, and how many times ours"
-    teach = rows[~rows.contender.isin(['limit', 'fastai_alone'])]
-    data = pd.DataFrame({n: whole_cost(teach, n, epochs) for n in students})
+) -> Table: # a row for each contender that distils
+    "The whole cost of distillation, and its ratio to ours"
+    distils = rows[~rows.contender.isin(['limit', 'fastai_alone'])]
+    data = pd.DataFrame({n: whole_cost(distils, n, epochs) for n in students})
     times = data.div(data.loc['ours_cached'])
     order = times[students[-1]].sort_values().index
-    text = pd.DataFrame({'': [_who(teach[teach.contender==o]) for o in order]} | {f'{n} student{"s" if n>1 else ""}': [f'{data[n][o]/60:.1f} min ({times[n][o]:.2f} ×)' for o in order] for n in students})
+    text = {'': [_label(distils[distils.contender==o]) for o in order]}
+    for n in students:
+        text[f'{n} student{"s" if n>1 else ""}'] = [f'{data[n][o]/60:.1f} min ({times[n][o]:.2f} ×)' for o in order]
     data = data.add_prefix('seconds_').join(times.add_prefix('times_')).loc[order].reset_index()
-    return Table('cost', f'Teaching for {epochs} epochs, the cache included', f"From the epochs and the making of the cache of {rows.views.iloc[0]} views, as measured. {_made(rows)}", data, text)
+    title = f'Distillation for {epochs} epochs, the cache included'
+    views = f'From the measured epochs and the measured making of the cache of {rows.views.iloc[0]} views.'
+    return Table('cost', title, f'{views} {_made_from(rows)}', data, pd.DataFrame(text))
 
 # %% ../../nbs/benchmarks/01_report.ipynb #9652e3ac
 def growth_table(
     rows:pd.DataFrame # from `load_bench('growth')`
-) -> Table: # a row a setting
+) -> Table: # a row for each setting
     "Cost and memory of the cached student as images, students and views grow"
-    g = rows.groupby(['n_images', 'students', 'views'])
-    data = g.agg(build_s=('build_s', 'median'), seconds=('seconds', 'median'), peak_rss_mb=('peak_rss_mb', 'max')).reset_index()
-    text = pd.DataFrame({'Images an epoch': data.n_images, 'Students': data.students, 'Views': data['views'], 'Making the cache, s': data.build_s.map('{:.1f}'.format), 'An epoch of all students, s': data.seconds.map('{:.1f}'.format), 'Peak memory, MB': data.peak_rss_mb.map('{:.0f}'.format)})
-    return Table('growth', 'How the cost of cached teaching grows', _made(rows), data, text)
+    by = ['n_images', 'students', 'views']
+    what = dict(build_s=('build_s', 'median'), seconds=('seconds', 'median'), peak_rss_mb=('peak_rss_mb', 'max'))
+    data = rows.groupby(by).agg(**what).reset_index()
+    one,whole = '{:.1f}'.format,'{:.0f}'.format
+    text = pd.DataFrame({'Images an epoch': data.n_images, 'Students': data.students, 'Views': data['views'],
+                         'Making the cache, s': data.build_s.map(one),
+                         'An epoch of all students, s': data.seconds.map(one),
+                         'Peak memory, MB': data.peak_rss_mb.map(whole)})
+    return Table('growth', 'How the cost of cached distillation grows', _made_from(rows), data, text)
+
+# %% ../../nbs/benchmarks/01_report.ipynb #df04ef6a
+def _kind(contender):
+    "The colour of a contender in the figure"
+    if contender in ('limit', 'fastai_alone'): return 'no teacher'
+    return 'ours' if contender.startswith('ours') else 'others'
 
 def bench_figure(
     rows:pd.DataFrame # from `load_bench('epochs')`
 ):
-    "Times the epoch of the cached student, by contender; returns the matplotlib figure"
+    "The epoch of each contender as a multiple of that of the cached student; returns the matplotlib figure"
     import matplotlib.pyplot as plt, seaborn as sns
     sns.set_theme(style='whitegrid', palette='colorblind', rc={'figure.dpi': 80, 'svg.hashsalt': 'kd_leaf'})
-    df = pd.concat([pd.DataFrame(dict(who=textwrap.fill(_who(g), 44), times=ratio(rows, name, 'ours_cached'), kind='no teacher' if name in ('limit', 'fastai_alone') else 'ours' if name.startswith('ours') else 'others')) for name,g in rows.groupby('contender')])
+    bar = lambda name, g: dict(who=textwrap.fill(_label(g), 44), times=ratio(rows, name, 'ours_cached'), kind=_kind(name))
+    df = pd.concat([pd.DataFrame(bar(name, g)) for name,g in rows.groupby('contender')])
     order = df.groupby('who').times.median().sort_values().index
     fig,ax = plt.subplots(figsize=(8, .46*len(order)+1), layout='constrained')
-    sns.barplot(df, x='times', y='who', hue='kind', order=order, estimator='median', errorbar=lambda o: (o.min(), o.max()), dodge=False, ax=ax)
-    ax.axvline(1, color='black', lw=.8); ax.set_xlabel('times our epoch with the cache'); ax.set_ylabel(''); ax.legend(title='', loc='upper right')
-    ax.set_title('An epoch of distillation: median and range over rounds', fontsize=11); ax.tick_params('y', labelsize=9)
+    whole_range = lambda o: (o.min(), o.max())
+    sns.barplot(df, x='times', y='who', hue='kind', order=order, estimator='median', errorbar=whole_range,
+                dodge=False, ax=ax)
+    ax.axvline(1, color='black', lw=.8)
+    ax.set(xlabel='times our epoch with the cache', ylabel='')
+    ax.legend(title='', loc='upper right')
+    ax.set_title('An epoch of distillation: median and range over rounds', fontsize=11)
+    ax.tick_params('y', labelsize=9)
     return fig
 
 # %% ../../nbs/benchmarks/01_report.ipynb #e3c8c41b
@@ -108,7 +142,8 @@ def write_bench_report() -> list[Table]: # epochs, cost, growth
     epochs,folder = load_bench('epochs'),results_dir('benchmark')
     tables = [bench_table(epochs), cost_table(epochs), growth_table(load_bench('growth'))]
     for t in tables: t.save(folder/'tables')
-    fig = bench_figure(epochs)
     (folder/'figures').mkdir(exist_ok=True)
-    for kind,meta in (('svg', dict(Date=None)), ('png', {})): fig.savefig(folder/'figures'/f'epochs.{kind}', metadata=meta, dpi=120)
+    fig = bench_figure(epochs)
+    fig.savefig(folder/'figures/epochs.svg', metadata=dict(Date=None), dpi=120) # the same bytes each time
+    fig.savefig(folder/'figures/epochs.png', dpi=120)
     return tables

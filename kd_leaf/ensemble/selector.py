@@ -1,4 +1,4 @@
-"""A small network that looks at a leaf and chooses the student to ask
+"""A small network that looks at an image and chooses the student to ask
 
 Docs: https://kd-leaf.github.io/kd_leaf/ensemble/selector.html.md"""
 
@@ -10,35 +10,64 @@ __all__ = ['selector_losses', 'selector_net', 'fit_selector', 'predict_selector'
 # %% ../../nbs/ensemble/02_selector.ipynb #853b0900
 from types import SimpleNamespace
 import numpy as np, torch, torch.nn.functional as F
-from ..core import check_name,seed_everything
-from ..data.loaders import SamplePlan,store_dls
+from ..core import check_name,check_number,seed_everything
+from ..data.loaders import SamplePlan,StoreDataset,store_dls
+from .rules import check_logits
 from fastai.callback.core import Callback,CancelValidException
 from fastai.callback.schedule import Learner
 from scipy.special import log_softmax,logsumexp
 from torch import nn
 
 # %% ../../nbs/ensemble/02_selector.ipynb #d5d6ab11
+def _block(n_in, n_out):
+    conv = nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(n_out), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+
 def selector_net(
     n_members:int, # outputs
     width:int=16 # channels of the first convolution; twice and four times that in the others
 ) -> nn.Module: # (bs, 3, H, W) -> (bs, n_members)
     "Three convolutions with batch norm, global pooling, one linear layer"
-    block = lambda i,o: nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True), nn.MaxPool2d(2))
-    return nn.Sequential(block(3, width), block(width, 2*width), block(2*width, 4*width), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4*width, n_members))
+    blocks = _block(3, width),_block(width, 2*width),_block(2*width, 4*width)
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4*width, n_members))
 
-# %% ../../nbs/ensemble/02_selector.ipynb #ac8af224
+# %% ../../nbs/ensemble/02_selector.ipynb #9fd7ccfb
 def _right_loss(out, log_p, right): return F.binary_cross_entropy_with_logits(out, right)
+
 def _gate_loss(out, log_p, right): return -(out.log_softmax(1)+log_p).logsumexp(1).mean()
+
 selector_losses = dict(right=_right_loss, gate=_gate_loss)
 
-class _NoValid(Callback):
+# %% ../../nbs/ensemble/02_selector.ipynb #ac8af224
+class _TrainOnly(Callback):
+    "No validation; a loss that is not finite stops the training"
     def before_validate(self): raise CancelValidException
+    def after_loss(self):
+        if not torch.isfinite(self.learn.loss): raise FloatingPointError(
+            f'the selector\'s loss is {self.learn.loss.item()} at epoch {self.epoch}: lower lr')
 
+def _check_rows(idx, n):
+    "Positions as an array; `ValueError` if one is not in the store, or comes twice"
+    idx = np.asarray(idx)
+    if idx.ndim!=1 or not len(idx) or not np.issubdtype(idx.dtype, np.integer):
+        raise ValueError(f'idx={idx!r}: give the positions of images in the store, such as store.where("valid")')
+    if idx.min()<0 or idx.max()>=n: raise ValueError(f'idx from {idx.min()} to {idx.max()}: the store has {n} images')
+    if len(set(idx.tolist()))<len(idx): raise ValueError('idx holds an image twice')
+    return idx
+
+def _with_rows(store, idx, n_members):
+    "A store that gives an image's row in the tables instead of its class"
+    rows = np.zeros(len(store), np.int64)
+    rows[idx] = np.arange(len(idx))
+    return SimpleNamespace(images=store.images, splits=store.splits, ids=store.ids, size=store.size, labels=rows,
+                           vocab=[str(k) for k in range(n_members)], where=store.where)
+
+# %% ../../nbs/ensemble/02_selector.ipynb #5ba35c85
 def fit_selector(
     store, # `ImageStore`
     idx, # (n,) positions in the store of the images to learn from, which no member was trained on
     logits, # (m, n, n_classes), of the members on these images
-    learns:str='right', # "right": who is right; "gate": whom to trust how much
+    learns:str='right', # "right": which members are right; "gate": how to weigh them
     epochs:int=30, # of one-cycle training
     lr:float=3e-3, # highest learning rate
     bs:int=32, # batch size
@@ -46,40 +75,46 @@ def fit_selector(
     device=None, # "cpu", "cuda", …; the fastest by default
     vflip:bool=True # flip up-down as well; False for images that have a top
 ) -> Learner: # its model gives (bs, m)
-    "Train a selector; `ValueError` if the logits are not of these images"
-    check_name(learns, selector_losses, 'selector')
-    logits = np.asarray(logits, float)
-    if logits.ndim!=3 or logits.shape[1]!=len(idx): raise ValueError(f'logits of shape {logits.shape} for {len(idx)} images: expected (members, {len(idx)}, classes)')
-    y = store.labels[idx]
-    rows = np.zeros(len(store), np.int64)
-    rows[idx] = np.arange(len(idx)) # what the loader gives instead of classes: the row of the tables below
-    numbered = SimpleNamespace(**{k: getattr(store, k) for k in ('images', 'splits', 'ids', 'size')}, vocab=list(map(str, range(len(logits)))), labels=rows, where=store.where)
-    seed_everything(seed)
-    dls = store_dls(numbered, SamplePlan.of(idx), bs=bs, device=device, vflip=vflip)
-    tables = [torch.tensor(o.T, dtype=torch.float32, device=dls.device) for o in (np.take_along_axis(log_softmax(logits, axis=-1), y[None, :, None], -1)[..., 0], logits.argmax(-1)==y)]
-    loss = lambda out, row: selector_losses[learns](out, *(o[torch.as_tensor(row).long()] for o in tables))
-    learn = Learner(dls, selector_net(len(logits)), loss_func=loss, cbs=_NoValid())
+    "Train a selector; `ValueError` for logits of other images or bad numbers, `FloatingPointError` if the loss is NaN"
+    loss = selector_losses[check_name(learns, selector_losses, 'selector')]
+    check_number('epochs', epochs, 1, whole=True)
+    check_number('lr', lr, 0, 10, above=True)
+    check_number('bs', bs, 1, whole=True)
+    idx = _check_rows(idx, len(store))
+    logits,targets = check_logits(logits, store.labels[idx])
+    log_p = np.take_along_axis(log_softmax(logits, axis=-1), targets[None, :, None], -1)[..., 0]
+    seed_everything(check_number('seed', seed, 0, 2**32-1, whole=True))
+    dls = store_dls(_with_rows(store, idx, len(logits)), SamplePlan.of(idx), bs=bs, device=device, vflip=vflip)
+    tables = [torch.tensor(o.T, dtype=torch.float32, device=dls.device) for o in (log_p, logits.argmax(-1)==targets)]
+    loss_func = lambda out, row: loss(out, *(table[torch.as_tensor(row).long()] for table in tables))
+    learn = Learner(dls, selector_net(len(logits)), loss_func=loss_func, cbs=_TrainOnly())
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return learn
 
 # %% ../../nbs/ensemble/02_selector.ipynb #0c0ff1be
 def predict_selector(
     learn, # from `fit_selector`
-    store, # `ImageStore`
+    store, # `ImageStore`, of the size the selector was trained at
     idx, # (n,) positions in the store
     bs:int=128 # batch size
 ) -> np.ndarray: # (n, m)
-    "What a selector says of pictures, without augmentation"
-    dl = learn.dls.test_dl([store.ids[k] for k in idx], bs=bs)
-    with torch.inference_mode(): return torch.cat([learn.model.eval()(xb).float().cpu() for xb,_ in dl]).numpy()
+    "Outputs of a selector, without augmentation; `ValueError` if the store has images of another size"
+    size = learn.dls.valid.dataset.store.size
+    if store.size!=size: raise ValueError(f'images of {store.size} px: this selector was trained at {size}')
+    plan,was = SamplePlan.of(_check_rows(idx, len(store))),learn.model.training
+    dl = learn.dls.valid.new(StoreDataset(store, plan, 1), bs=bs)
+    with torch.inference_mode(): out = torch.cat([learn.model.eval()(xb).float().cpu() for xb,_ in dl])
+    learn.model.train(was)
+    return out.numpy()
 
 def select(
     logits, # (m, n, n_classes), of the members
     choice, # (n, m), from `predict_selector`
-    soft:bool=False # mix by the softmax of the choice, instead of asking the first choice only
+    soft:bool=False # mix all members by the softmax of the choice, instead of taking the one with the highest
 ) -> np.ndarray: # (n, n_classes) log-probabilities
-    "The members' answers, as a selector chooses; `ValueError` if these do not fit"
+    "The members' predictions, as a selector chooses; `ValueError` if these do not fit"
     log_p,choice = log_softmax(np.asarray(logits, float), axis=-1),np.asarray(choice, float)
-    if choice.shape!=log_p.shape[1::-1]: raise ValueError(f'a choice of shape {choice.shape} for logits of shape {log_p.shape}: expected (images, members)')
+    if choice.shape!=log_p.shape[1::-1]: raise ValueError(
+        f'a choice of shape {choice.shape} for logits of shape {log_p.shape}: expected (images, members)')
     if soft: return logsumexp(log_p+log_softmax(choice, axis=1).T[..., None], axis=0)
     return np.take_along_axis(log_p, choice.argmax(1)[None, :, None], 0)[0]
