@@ -12,7 +12,7 @@ if not (BROWSER and DRIVER): pytest.skip('no chromium with chromedriver here: ap
 from kd_leaf.core import seed_everything
 from kd_leaf.data.loaders import store_dls
 from kd_leaf.data.store import image_store
-from kd_leaf.data.synthetic import diseases, draw_leaf
+from kd_leaf.data.synthetic import draw_leaf, lesions
 from kd_leaf.deploy.export import calibrate_onnx, export_onnx
 from kd_leaf.deploy.page import make_page, web_runtime
 from kd_leaf.deploy.quantize import quantize_onnx
@@ -32,7 +32,7 @@ def work(tmp_path_factory):
     d = tmp_path_factory.mktemp('page')
     rng = np.random.default_rng(0)
     for k in range(N):
-        im = Image.fromarray(draw_leaf(diseases[k % 7], seed=11, i=k, size=160))
+        im = Image.fromarray(draw_leaf(list(lesions)[k % 6], seed=11, i=k, size=160))
         w, h = rng.integers(97, 161, 2)
         im = im.crop((0, 0, w, h))
         if k % 5 == 4: im.save(d/f'{k:02}.jpg', quality=92)

@@ -21,7 +21,7 @@ from fastai.vision.core import imagenet_stats
 from safetensors.torch import save
 import kd_leaf
 from ..core import atomic_path,check_name,check_number,import_extra
-from ..data.synthetic import diseases,draw_leaf
+from ..data.synthetic import draw_leaf,lesions
 from .runtime import OnnxClassifier
 from ..ensemble.model import Ensemble
 from ..evaluate.metrics import fit_temperature
@@ -148,7 +148,8 @@ def drawn_images(
     seed:int=7 # of the drawings
 ) -> np.ndarray: # (n, size, size, 3) uint8
     "Drawn leaves of all classes, to compare or to show"
-    drawn = [Image.fromarray(draw_leaf(diseases[k%len(diseases)], seed, k)) for k in range(n)]
+    kinds = list(lesions)
+    drawn = [Image.fromarray(draw_leaf(kinds[k%len(kinds)], seed, k)) for k in range(n)]
     return np.stack([np.asarray(o.resize((size, size), Image.BICUBIC)) for o in drawn])
 
 def _outputs(graph, x):

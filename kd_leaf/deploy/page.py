@@ -84,7 +84,7 @@ def drawn_examples(
     size:int=160 # pixels a side
 ) -> list: # of (name, (size, size, 3) uint8)
     "A drawn leaf for each class that can be drawn, as far as there are"
-    known = [o for o in classes if set(o.split('+'))<=set(lesions)]
+    known = [o for o in classes if o in lesions]
     return [(f'{o.replace("_", " ")}, drawn', draw_leaf(o, seed=3, i=k, size=size)) for k,o in enumerate(known[:n])]
 
 # %% ../../nbs/deploy/04_page.ipynb #0171111d

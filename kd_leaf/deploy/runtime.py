@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
-from PIL import Image,ImageOps
+from PIL import Image
 from ..core import import_extra
+from ..data.store import open_image
 
 # %% ../../nbs/deploy/01_runtime.ipynb #9847b03f
 max_pixels = 100_000_000 # a photograph of the largest phone sensors has twice 50 million
@@ -25,13 +26,10 @@ def _open(path):
             raise ValueError(f'{im.width} x {im.height} pixels, more than {max_pixels:,}: make it smaller')
         frames = getattr(im, 'n_frames', 1)
         if frames>1 and im.format!='MPO': raise ValueError(f'it has {frames} frames: save one of them as a still image')
-        if im.mode in ('I', 'F'):
-            raise ValueError(f'pixels of 32 bits (mode {im.mode}), whose range is not known: save as 8 or 16 bits')
-        if im.mode.startswith('I;16'): im = Image.fromarray((np.asarray(im)/257).astype(np.uint8))
-        return ImageOps.exif_transpose(im).convert('RGB')
+    return open_image(path)
 
 def read_image(
-    path # image file, or an open one
+    path # image file
 ) -> np.ndarray: # (h, w, 3) uint8, upright
     "One image at its own size; `ValueError` that says what is wrong with the file"
     try: return np.asarray(_open(path))
