@@ -23,10 +23,12 @@ async function start() {
   const ort = await import(url)
   Object.assign(ort.env.wasm, {wasmBinary: wasm, numThreads: 1})
   const session = await ort.InferenceSession.create(model, {executionProviders: ['wasm']})
-  return async ({data, side}) => {
+  const run = async ({data, side}) => {
     const out = await session.run({image: new ort.Tensor('uint8', data, [1, side, side, 3])})
     return Object.fromEntries(Object.entries(out).map(([name, tensor]) => [name, tensor.data]))
   }
+  await run({data: new Uint8Array(3 * 64 * 64), side: 64}) // the first run compiles
+  return run
 }
 
 // ---- Pixels: the centre square, as it is up to `largest` pixels a side; the graph does the rest
@@ -63,6 +65,7 @@ function show(probabilities, ms) {
     make('span', {}, name), make('data', {value: p}, percent(p)),
     make('meter', {value: p, ariaLabel: name}))))
   $('classes').hidden = false
+  $('answer').scrollIntoView({block: 'nearest'})
 }
 
 function showVotes(votes) {

@@ -72,6 +72,7 @@ class Prediction(NamedTuple):
     probabilities:np.ndarray # (n_classes,)
     sure:bool                # its probability reaches the threshold
 
+# %% ../../nbs/deploy/01_runtime.ipynb #a561da69
 class OnnxClassifier:
     "A classifier in an ONNX file: uint8 images in, probabilities out"
     def __init__(self,
