@@ -13,7 +13,8 @@ from kd_leaf.core import seed_everything
 from kd_leaf.data.loaders import store_dls
 from kd_leaf.data.store import image_store
 from kd_leaf.data.synthetic import draw_leaf, lesions
-from kd_leaf.deploy.export import calibrate_onnx, export_onnx
+from kd_leaf.deploy.calibrate import calibrate_onnx
+from kd_leaf.deploy.export import export_onnx
 from kd_leaf.deploy.page import make_page, web_runtime
 from kd_leaf.deploy.quantize import quantize_onnx
 from kd_leaf.deploy.runtime import OnnxClassifier, read_image

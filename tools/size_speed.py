@@ -9,7 +9,7 @@ import numpy as np, torch
 from kd_leaf.core import cache_dir, project_root, seed_everything, write_csv
 from kd_leaf.data.loaders import store_dls
 from kd_leaf.data.store import image_store
-from kd_leaf.deploy.export import calibrate_onnx, export_onnx
+from kd_leaf.deploy.export import export_onnx
 from kd_leaf.deploy.quantize import half_onnx, quantize_onnx, size_speed_table
 from kd_leaf.distill.learner import make_learner
 from kd_leaf.ensemble.model import Ensemble

@@ -7,8 +7,8 @@ Docs: https://kd-leaf.github.io/kd_leaf/deploy/runtime.html.md"""
 # %% auto #0
 __all__ = ['max_pixels', 'required', 'read_image', 'Prediction', 'OnnxClassifier']
 
-# %% ../../nbs/deploy/01_runtime.ipynb #3660e795
-import json
+# %% ../../nbs/deploy/01_runtime.ipynb #d0dfb72e
+import json,warnings
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -21,12 +21,15 @@ max_pixels = 100_000_000 # a photograph of the largest phone sensors has twice 5
 
 def _open(path):
     "The first image of a file, whole; raises whatever Pillow raises, or `ValueError`"
-    with Image.open(path) as im:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', Image.DecompressionBombWarning) # the limit here is ours
+        im = Image.open(path)
+    with im:
         if im.width*im.height>max_pixels:
             raise ValueError(f'{im.width} x {im.height} pixels, more than {max_pixels:,}: make it smaller')
         frames = getattr(im, 'n_frames', 1)
         if frames>1 and im.format!='MPO': raise ValueError(f'it has {frames} frames: save one of them as a still image')
-    return open_image(path)
+        return open_image(im)
 
 def read_image(
     path # image file
