@@ -10,7 +10,7 @@ from kd_leaf.core import seed_everything
 from kd_leaf.data.synthetic import draw_leaf
 from kd_leaf.deploy import page
 from kd_leaf.deploy.cli import main
-from kd_leaf.deploy.export import ExportMismatch, drawn_images, export_core, export_onnx, prepare_graph, weights_sha256
+from kd_leaf.deploy.export import ExportMismatch, drawn_leaf_images, export_core, export_onnx, prepare_graph, weights_sha256
 from kd_leaf.deploy.hub import from_hub, push_to_hub
 from kd_leaf.deploy.quantize import all_probabilities, quantize_onnx
 from kd_leaf.deploy.runtime import OnnxClassifier, read_image
@@ -36,7 +36,7 @@ def settled(name, n_classes=6, size=SIZE, seed=0):
 
 def normal(size=SIZE):
     "Drawn leaves as a network takes them"
-    x = torch.tensor(drawn_images(size, 32)).permute(0, 3, 1, 2)/255
+    x = torch.tensor(drawn_leaf_images(size, 32)).permute(0, 3, 1, 2)/255
     return (x-x.mean((0, 2, 3), keepdim=True))/x.std((0, 2, 3), keepdim=True)
 
 
@@ -48,7 +48,7 @@ def test_every_model_of_the_studies_is_exported(name, tmp_path):
     out = export_onnx(model, tmp_path/'model.onnx', CLASSES, SIZE, name=name)
     assert out.meta['difference'] <= 1e-4 and out.meta['sha256'] == before == weights_sha256(model)
     assert model.training and next(model.parameters()).requires_grad
-    images = drawn_images(SIZE, 8, seed=1)
+    images = drawn_leaf_images(SIZE, 8, seed=1)
     mean, std = (torch.tensor(out.meta[k])[:, None, None] for k in ('mean', 'std'))
     with torch.inference_mode(): p = model.eval()((torch.tensor(images).permute(0, 3, 1, 2)/255-mean)/std).softmax(1)
     assert abs(out.probabilities(images)-p.numpy()).max() <= 1e-4
@@ -90,7 +90,7 @@ def test_an_exported_ensemble_is_its_torch_module(tmp_path):
     for kind, ensemble in ensembles():
         ensemble.eval()
         out = export_onnx(ensemble, tmp_path/f'{kind}.onnx', stats=([.5]*3, [.25]*3))
-        images = drawn_images(SIZE, 16, seed=2)
+        images = drawn_leaf_images(SIZE, 16, seed=2)
         x = (torch.tensor(images).permute(0, 3, 1, 2)/255-.5)/.25
         with torch.inference_mode(): p, votes = ensemble(x).exp(), torch.stack([m(x).softmax(1) for m in ensemble.members], 1)
         assert abs(out.probabilities(images)-p.numpy()).max() <= 1e-4, kind
@@ -103,7 +103,7 @@ def test_int8_of_an_ensemble_keeps_its_rule(tmp_path):
     "Members in 8 bits, the rule in 32; nearly the same answers"
     ensemble = dict(ensembles())['stacking'].eval()
     fp32 = export_onnx(ensemble, tmp_path/'fp32.onnx')
-    images = drawn_images(SIZE, 32, seed=3)
+    images = drawn_leaf_images(SIZE, 32, seed=3)
     int8 = quantize_onnx(fp32.path, tmp_path/'int8.onnx', images, images, all_probabilities(fp32, images).argmax(1))
     assert int8.path.stat().st_size < fp32.path.stat().st_size/3
     assert (all_probabilities(int8, images).argmax(1) == all_probabilities(fp32, images).argmax(1)).mean() >= .9
@@ -132,7 +132,7 @@ def test_push_and_pull_are_bit_equal(tmp_path):
     twin = create_model('cnn4', 6, back.weights)
     assert all(torch.equal(v, twin.state_dict()[k]) for k, v in model.state_dict().items())
     assert back.classifier.path.read_bytes() == student.path.read_bytes()
-    images = drawn_images(SIZE, 4)
+    images = drawn_leaf_images(SIZE, 4)
     assert np.array_equal(back.classifier.probabilities(images), student.probabilities(images))
     body = back.card.split('---', 2)[2].replace('| | |\n', '')
     assert re.findall(r'{{.*|None\b(?!\.)|\| *\||^\w+: *$', body, re.M) == []
