@@ -141,7 +141,7 @@ def make_page(
     texts = dict(title=html.escape(title), lead=html.escape(lead), config=_config(classifier, examples))
     page = _fill(parts['html'], parts | binary | texts)
     if (mb := len(page.encode())/1e6)>max_page_mb:
-        raise ValueError(f'the page would have {mb:.1f} MB, more than {max_page_mb}: give the int8 file (`quantize_onnx`), '
+        raise ValueError(f'the page would have {mb:.1f} MB, more than {max_page_mb}: give the int8 file, '
                          'or a smaller student')
     with atomic_path(dest) as tmp: tmp.write_text(page, encoding='utf-8')
     return Path(dest)
