@@ -44,6 +44,7 @@ from .study.runner import run_study
 from .study.selectors import run_selectors,write_costs
 from .report.build import make_figures,make_tables,write_report
 
+# %% ../nbs/all.ipynb #97977908
 _all_ = [
     'seed_everything', 'list_cards', 'load_card', 'have_images', 'image_store', 'ImageStore', 'write_card',
     'SamplePlan', 'StoreDataLoaders', 'leaf_transforms', 'store_dls', 'Views', 'show_views', 'view_dls',
