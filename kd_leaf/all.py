@@ -57,6 +57,7 @@ from .deploy.page import make_page
 from .deploy.quantize import half_onnx,quantize_onnx
 from .deploy.runtime import OnnxClassifier
 
+# %% ../nbs/all.ipynb #97977908
 _all_ = [
     'seed_everything', 'list_cards', 'load_card', 'have_images', 'image_store', 'ImageStore', 'write_card',
     'SamplePlan', 'StoreDataLoaders', 'leaf_transforms', 'store_dls', 'Views', 'show_views', 'view_dls',

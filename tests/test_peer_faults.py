@@ -51,7 +51,11 @@ def test_fasterai_validation_is_plain(dls, teacher):
 
 
 def test_fasterai_a_learner_may_teach(dls, teacher):
-    fit(dls, Learner(dls, teacher, loss_func=CrossEntropyLossFlat()))
+    "And teaches as its module does: the same student comes out"
+    def last_layer(by):
+        seed_everything(1), dls.train.rng.seed(1)
+        return fit(dls, by, alpha=1.).model[-1].weight
+    assert torch.equal(last_layer(Learner(dls, teacher, loss_func=CrossEntropyLossFlat())), last_layer(teacher))
 
 
 def test_torchdistill_teacher_in_train_mode_is_not_overwritten(dls, teacher):
@@ -165,11 +169,16 @@ def test_mdistiller_test_is_read_once_after_the_last_epoch(store, monkeypatch, t
 
 def test_keras_teacher_may_take_another_size(dls):
     teacher = torch.nn.Sequential(torch.nn.Upsample(size=64), create_model('resnet18', dls.c))
-    fit(dls, teacher)
+    sizes = []
+    teacher[1].register_forward_pre_hook(lambda m, args: sizes.append(args[0].shape[-1]))
+    logged = fit(dls, teacher, alpha=1.).recorder
+    assert sizes == [64]*len(dls.train)  # the teacher sees 64 px of each training batch, the student 32
+    kd_loss, train_loss = (logged.values[-1][logged.metric_names.index(o)-1] for o in ('kd_loss', 'train_loss'))
+    assert kd_loss > 0 and abs(train_loss-kd_loss) < .5*kd_loss  # with alpha=1 it is all that is learned
 
 
 def test_logits_are_not_addressed_by_position(store, teacher, tmp_path):
-    "A shuffled loader, and one over half the pictures, get each picture's own logits"
+    "A shuffled loader, and one over half the images, get each image's own logits"
     whole = view_dls(store, Views(n=2), bs=32, device='cpu')
     cache = cache_teacher(teacher, whole, tmp_path)
     half = view_dls(store, Views(n=2), SamplePlan.of(store.where('train')[::-2]), bs=32, device='cpu')

@@ -25,8 +25,7 @@ def _view_loader(dls):
     "The training loader; `ValueError` if it does not replay its views"
     dl = dls.train
     if not isinstance(dl, ViewLoader):
-        raise ValueError('these DataLoaders draw new augmentation at each step, for which no logits can be cached: '
-                         'make them with `view_dls`')
+        raise ValueError('these loaders augment anew each step: no logits can be cached; make them with `view_dls`')
     if not dl.views.n: raise ValueError('n=0 views never end: choose a number, such as Views(n=20)')
     return dl
 

@@ -138,6 +138,7 @@ class OwnStats(nn.Module):
         "What `print` shows beside the name"
         return f'mean={self.mean}, std={self.std}'
 
+# %% ../../nbs/models/00_weights.ipynb #2d1ccefa
 def with_stats(
     net:nn.Module, # takes images normalised by `mean` and `std`
     mean, # three numbers, for images in [0, 1]
