@@ -103,7 +103,7 @@ def public(module):
 
 def parameters(obj):
     "Names of the parameters that `obj` should document"
-    if fields := inspect.isclass(obj) and getattr(obj, '__dataclass_fields__', None): return list(fields)
+    if inspect.isclass(obj) and hasattr(obj, '__dataclass_fields__'): return list(inspect.get_annotations(obj))  # its own; a base documents its
     if inspect.isclass(obj) and '__init__' not in vars(obj): return []  # a callback without arguments
     params = inspect.signature(obj).parameters.items()
     return [k for k, p in params if k not in ('self', 'cls') and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]

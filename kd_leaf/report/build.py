@@ -130,7 +130,8 @@ def headline(
     data = reproduction_table(runs, spec['source']).data
     lowest,highest,mean = data.ours.min(),data.ours.max(),data.ours.mean()
     return (f'Distillation raises the macro F1 of the students in {(data.ours>0).sum()} of {len(data)} settings '
-            f'(student, teacher, balance), in {(data.low>0).sum()} of them with a 95 % CI above zero; by {mean:+.3f} on average, from {lowest:+.3f} to {highest:+.3f}.')
+            f'(student, teacher, balance), in {(data.low>0).sum()} of them with a 95 % CI above zero; '
+            f'by {mean:+.3f} on average, from {lowest:+.3f} to {highest:+.3f}.')
 
 # %% ../../nbs/report/05_build.ipynb #9a7292fb
 def _report_of(row, main, selectors):

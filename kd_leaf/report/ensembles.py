@@ -145,9 +145,9 @@ def _rows(runs, balance, selectors):
 _ensemble_note = (" Ensembles of all distilled students, fitted on valid; hard router: a network that looks at"
                   ' the image and asks one student; soft gate: it weighs all. "−": difference in F1 and its 95'
                   " % CI, by a paired bootstrap over test images and seeds; * p < 0.05 after Holm. ms: an "
-                  "image, one at a time. Oracle: the member that is right or, where all are wrong, the most confident; a "
-                  "bound on every choice of one member. Control: the best student, its logits fitted to the labels of valid as stacking fits "
-                  "those of all. From ensemble: one student taught by all members at once.")
+                  "image, one at a time. Oracle: the member that is right or, where all are wrong, the most confident; "
+                  "a bound on every choice of one member. Control: the best student, its logits fitted to the labels of "
+                  "valid as stacking fits those of all. From ensemble: one student taught by all members at once.")
 
 def _compared(rows, other, targets):
     "Difference of every ensemble to one other row, with its interval and Holm's p, by name"
@@ -163,8 +163,7 @@ def _ensemble_data(rows, targets):
     "Numbers and text of each row, before any comparison"
     data,text = [],[]
     for r in rows:
-        s = r.scores(targets)
-        row = dict(name=r.name, kind=r.kind)
+        s,row = r.scores(targets),dict(name=r.name, kind=r.kind)
         numbers = dict(params=r.params, ms=r.ms, ece=s.ece.mean())
         for k in ('accuracy', 'f1'): numbers |= {f'{k}_mean': s[k].mean(), f'{k}_sd': s[k].std(ddof=1)}
         ms,ece = '' if np.isnan(r.ms) else f'{r.ms:.1f}','' if s.ece.isna().all() else f'{s.ece.mean():.3f}'
