@@ -21,7 +21,8 @@ __all__ = ['seed_everything', 'list_cards', 'load_card', 'have_images', 'image_s
 from .core import seed_everything
 from .data.cards import list_cards,load_card,have_images
 from .data.store import image_store,ImageStore,write_card
-from .data.loaders import SamplePlan,StoreDataLoaders,leaf_transforms,store_dls
+from .data.augment import leaf_transforms
+from .data.loaders import SamplePlan,StoreDataLoaders,store_dls
 from .data.views import Views,show_views,view_dls
 from .data.resampling import class_counts,class_weights,over_sample,resampling_plan,smote,under_sample
 from .models.zoo import create_model,list_models,load_weights,model_table,n_params,save_weights
@@ -33,7 +34,8 @@ from .distill.learner import distill,make_learner,predict_logits
 from .ensemble.rules import Rule,ensembles,fit_ensemble,oracle
 from .ensemble.selector import fit_selector,predict_selector,select
 from .ensemble.model import Ensemble,load_ensemble,model_cost
-from .evaluate.metrics import agreement,calibration_error,class_report,confusion,fit_temperature,holm,mcnemar,paired_bootstrap,scores
+from .evaluate.metrics import agreement,calibration_error,class_report,confusion,fit_temperature,holm,mcnemar
+from .evaluate.metrics import paired_bootstrap,scores
 from .evaluate.interpret import embed,embedding_figure,grad_cam,grad_cam_figure
 from .study.config import Study,load_study
 from .study.spec import list_studies
@@ -48,7 +50,8 @@ _all_ = [
     'class_counts', 'class_weights', 'over_sample', 'resampling_plan', 'smote', 'under_sample',
     'create_model', 'list_models', 'load_weights', 'model_table', 'n_params', 'save_weights',
     'feature_losses', 'losses', 'MeanLogits', 'TeacherLogits', 'cache_teacher', 'FeatureKDCallback',
-    'KDCallback', 'HideLabels', 'ReplayViews', 'StopOnNaN', 'stages', 'distill', 'make_learner', 'predict_logits', 'Rule', 'ensembles', 'fit_ensemble', 'oracle',
+    'KDCallback', 'HideLabels', 'ReplayViews', 'StopOnNaN', 'stages', 'distill', 'make_learner', 'predict_logits',
+    'Rule', 'ensembles', 'fit_ensemble', 'oracle',
     'fit_selector', 'predict_selector', 'select', 'Ensemble', 'load_ensemble', 'model_cost', 'agreement',
     'calibration_error', 'class_report', 'confusion', 'fit_temperature', 'holm', 'mcnemar',
     'paired_bootstrap', 'scores', 'embed', 'embedding_figure', 'grad_cam', 'grad_cam_figure', 'Study',

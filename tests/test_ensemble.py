@@ -4,7 +4,7 @@ import numpy as np, pytest, torch
 from torch import nn
 from kd_leaf.ensemble.layer import RuleLayer
 from kd_leaf.ensemble.model import Ensemble, latency_ms, load_ensemble
-from kd_leaf.ensemble.rules import Rule, ensembles, fit_ensemble, oracle
+from kd_leaf.ensemble.rules import ensembles, fit_ensemble, oracle
 from kd_leaf.ensemble.selector import fit_selector, predict_selector, select, selector_net
 from kd_leaf.evaluate import interpret, metrics
 from kd_leaf.models.zoo import create_model

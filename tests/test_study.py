@@ -124,9 +124,12 @@ def test_an_error_record_that_cannot_be_written_hides_nothing(tmp_path, monkeypa
     with pytest.raises(RuntimeError, match='3 of 3 runs failed(.|\n)*the first fault'): runner.run_study(Study('small', **SMALL), device='cpu')
 
 
-def test_leftovers_of_killed_processes_are_removed(tmp_path):
-    old, new, mine = (tmp_path/o for o in ('.a.json.999999999-1.tmp', '.b.json.999999999-1.tmp', f'.c.json.{os.getpid()}-1.tmp'))
-    for f in (old, new, mine): f.write_text('half')
-    for f in (old, mine): os.utime(f, (0, 0))
-    runner._remove_leftovers(tmp_path)
-    assert not old.exists() and new.exists() and mine.exists()
+def test_leftovers_of_killed_processes_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(Study, 'dir', property(lambda self: tmp_path/self.name))
+    study = Study('small', **SMALL)
+    (study.dir/'runs').mkdir(parents=True)
+    old, new = (study.dir/'runs'/f'.{o}.json.elsewhere.1.1.tmp' for o in 'ab')
+    for f in (old, new): f.write_text('half')
+    os.utime(old, (0, 0))
+    runner._prepare(study, None)
+    assert not old.exists() and new.exists()

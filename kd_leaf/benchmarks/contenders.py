@@ -16,7 +16,8 @@ import pandas as pd, torch
 import numpy as np
 from ..core import seed_everything
 from ..data.cards import find_images
-from ..data.loaders import SamplePlan,leaf_transforms
+from ..data.augment import leaf_transforms
+from ..data.loaders import SamplePlan
 from ..data.store import image_store
 from ..data.views import Views,view_dls
 from ..distill.cache import cache_teacher

@@ -15,7 +15,8 @@ import pandas as pd
 import kd_leaf.benchmarks.peers # adds them to `contenders`
 from .contenders import Bench,contenders
 from .report import write_bench_report
-from ..core import check_name,check_number,progress,results_dir,write_csv
+from ..checks import check_name,check_number
+from ..core import progress,results_dir,write_csv
 from ..data.store import image_store
 from ..models.zoo import create_model,save_weights
 from ..study.config import load_study,make_runs

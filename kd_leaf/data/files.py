@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image,ImageOps
-from ..core import cache_dir,check_number,file_sha256,read_json,stable_hash,write_json
+from ..checks import check_number
+from ..core import cache_dir,file_sha256,read_json,stable_hash,write_json
 from .cards import cut
 
 # %% ../../nbs/data/02_files.ipynb #cb954fcf

@@ -14,7 +14,7 @@ import numpy as np, pandas as pd, torch
 from imblearn.over_sampling import RandomOverSampler,SMOTE
 from imblearn.under_sampling import RandomUnderSampler
 from sklearn.neighbors import NearestNeighbors
-from ..core import check_name
+from ..checks import check_name
 from .loaders import SamplePlan
 
 # %% ../../nbs/data/06_resampling.ipynb #79f4aaec

@@ -14,7 +14,8 @@ from itertools import count
 from pathlib import Path
 import PIL, numpy as np, pandas as pd
 import kd_leaf.data.synthetic
-from ..core import DiskFull,atomic_dir,atomic_path,cache_dir,check_name,check_number,clean_leftovers
+from ..checks import check_name,check_number
+from ..core import DiskFull,atomic_dir,atomic_path,cache_dir,clean_leftovers
 from ..core import file_sha256,progress,read_json,stable_hash,write_json
 from .cards import Card,by_hash,cut,find_images,is_card,load_card
 from .files import check_classes,decode_image,list_images

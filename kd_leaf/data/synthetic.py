@@ -13,7 +13,7 @@ import math
 from itertools import count
 import numpy as np
 from PIL import Image,ImageDraw,ImageFilter
-from ..core import check_name,check_number
+from ..checks import check_name,check_number
 
 # %% ../../nbs/data/00_synthetic.ipynb #9c3aff9a
 def leaf_rng(

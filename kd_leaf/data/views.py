@@ -11,7 +11,7 @@ __all__ = ['mix64', 'Views', 'show_views', 'ViewLoader', 'view_dls']
 import hashlib
 from dataclasses import asdict,dataclass
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
-from ..core import check_number
+from ..checks import check_number
 from .loaders import SamplePlan,StoreDataLoaders,StoreLoader,store_dls
 from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage

@@ -14,7 +14,8 @@ import numpy as np, torch
 from fastai.callback.schedule import Learner
 from fastcore.basics import patch
 from filelock import FileLock
-from ..core import cache_dir,check_number,check_writable,file_sha256,progress,read_json,stable_hash,write_json
+from ..checks import check_number
+from ..core import cache_dir,check_writable,file_sha256,progress,read_json,stable_hash,write_json
 from ..data.views import ViewLoader,mix64
 from ..models.precision import free_memory,precisions,set_precision
 from ..models.weights import architecture_hash,settings,weights_hash

@@ -15,7 +15,7 @@ from fastai.callback.schedule import Learner # brings fit_one_cycle
 from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 from torch import nn
-from ..core import check_name,check_training
+from ..checks import check_name,check_training
 from ..data.views import ViewLoader
 from .cache import MeanLogits,TeacherLogits
 from .losses import check_temperature,get_loss,uses_targets

@@ -13,7 +13,7 @@ from fastai.callback.hook import Hook,Hooks
 from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 from torch import nn
-from ..core import check_name
+from ..checks import check_name
 from .callbacks import KDCallback
 from .losses import feature_losses
 

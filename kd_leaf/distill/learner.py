@@ -14,7 +14,8 @@ from fastai.callback.schedule import Learner # brings fit_one_cycle and fine_tun
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import F1Score,accuracy
 from fastcore.foundation import L
-from ..core import check_name,check_training,seed_everything
+from ..checks import check_name,check_training
+from ..core import seed_everything
 from ..data.views import ViewLoader
 from .cache import MeanLogits,TeacherLogits,cache_teacher
 from .callbacks import KDCallback,ReplayViews,StopOnNaN

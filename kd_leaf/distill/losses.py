@@ -14,7 +14,7 @@ import inspect
 import torch, torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from ..core import check_name,check_training
+from ..checks import check_name,check_training
 
 # %% ../../nbs/distill/01_losses.ipynb #38c35b1d
 def check_temperature(

@@ -25,7 +25,7 @@ def _mixture(log_p, w, b): return (log_p+w.clamp(min=1e-12).log()[:, None, None]
 def _mean_logits(log_p, w, b): return log_p.mean(0).log_softmax(-1)
 
 def _vote(log_p, w, b):
-    m,share = len(log_p),1/(len(log_p)+2)
+    share = 1/(len(log_p)+2)
     votes = F.one_hot(log_p.argmax(-1), log_p.shape[2]).float().mean(0)
     return ((1-share)*votes+share*log_p.exp().mean(0)+1e-12).log()
 

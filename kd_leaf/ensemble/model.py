@@ -12,7 +12,8 @@ import os,shutil
 from pathlib import Path
 import numpy as np, torch
 from torch.utils.benchmark import Timer
-from ..core import check_number,file_sha256,name_full_disk,read_json,write_json
+from ..checks import check_number
+from ..core import file_sha256,name_full_disk,read_json,write_json
 from ..data.files import decode_image
 from .layer import RuleLayer,take_member
 from .rules import Rule

@@ -10,7 +10,7 @@ __all__ = ['ensembles', 'Rule', 'fit_simplex', 'select_greedily', 'check_logits'
 # %% ../../nbs/ensemble/01_rules.ipynb #72b1ce60
 from dataclasses import dataclass
 import numpy as np
-from ..core import check_name
+from ..checks import check_name
 from scipy.special import log_softmax,logsumexp,softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
@@ -47,7 +47,9 @@ class Rule:
         if absent := [o for o in needed if getattr(self, o) is None]:
             raise ValueError(f'the rule {self.arithmetic!r} needs {" and ".join(absent)}: fit it by `fit_ensemble`')
 
-    def check(self, n_members):
+    def check(self,
+        n_members:int # members whose logits it is to combine
+    ):
         "`ValueError` if the rule was fitted for another number of members"
         fitted_for = n_members
         if self.arithmetic=='mixture': fitted_for = len(self.weights)

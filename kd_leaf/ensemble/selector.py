@@ -10,7 +10,8 @@ __all__ = ['selector_losses', 'selector_net', 'fit_selector', 'predict_selector'
 # %% ../../nbs/ensemble/02_selector.ipynb #853b0900
 from types import SimpleNamespace
 import numpy as np, torch, torch.nn.functional as F
-from ..core import check_name,check_number,seed_everything
+from ..checks import check_name,check_number
+from ..core import seed_everything
 from ..data.loaders import SamplePlan,StoreDataset,store_dls
 from .rules import check_logits
 from fastai.callback.core import Callback,CancelValidException

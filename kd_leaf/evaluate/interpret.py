@@ -10,10 +10,9 @@ __all__ = ['in_eval_mode', 'embed', 'embedding_figure', 'grad_cam', 'grad_cam_fi
 # %% ../../nbs/evaluate/02_interpret.ipynb #592553e1
 from contextlib import contextmanager
 import numpy as np, torch, torch.nn.functional as F
-from ..core import check_name,import_extra,progress
+from ..checks import check_name,import_extra
 from ..distill.features import stages
-from ..models.zoo import head_of
-from fastai.callback.hook import Hook
+from ..models.zoo import image_features
 
 # %% ../../nbs/evaluate/02_interpret.ipynb #094a4d7e
 @contextmanager
@@ -32,14 +31,13 @@ def embed(
     dl # loader of (bs, 3, H, W) and class numbers, such as `dls[2]`
 ) -> tuple: # (n, d) float32, (n,) class numbers
     "What the last layer of a model is given for each image, in eval mode"
-    features,labels,device = [],[],next(model.parameters()).device
-    given = lambda module, inputs, output: inputs[0].flatten(1).float()
-    with torch.inference_mode(), in_eval_mode(model), Hook(head_of(model)[1], given, cpu=True) as hook:
-        for xb,yb in progress(dl, 'embeddings'):
-            model(xb.to(device))
-            features.append(hook.stored)
+    labels = []
+    def noting(dl):
+        for xb,yb in dl:
             labels.append(torch.as_tensor(yb).cpu())
-    return torch.cat(features).numpy(), torch.cat(labels).numpy()
+            yield xb,yb
+    with in_eval_mode(model): features = image_features(model, noting(dl))
+    return features, torch.cat(labels).numpy()
 
 # %% ../../nbs/evaluate/02_interpret.ipynb #b1847adc
 def embedding_figure(

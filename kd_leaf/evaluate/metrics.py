@@ -11,7 +11,7 @@ __all__ = ['scores', 'class_report', 'confusion', 'Difference', 'paired_bootstra
 # %% ../../nbs/evaluate/01_metrics.ipynb #5d984b7e
 from typing import NamedTuple
 import numpy as np, pandas as pd
-from ..core import check_number
+from ..checks import check_number
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax,softmax
 from scipy.stats import binomtest

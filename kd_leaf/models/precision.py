@@ -11,10 +11,11 @@ __all__ = ['precisions', 'measured', 'AroundForward', 'Bf16', 'Compile', 'GrowIm
 # %% ../../nbs/models/02_precision.ipynb #f9a6f899
 import contextlib,ctypes,gc,shutil,time
 from functools import partial
-import numpy as np, torch, torch.nn.functional as F
+import torch, torch.nn.functional as F
 from fastai.callback.core import Callback
 from torch.utils.benchmark import Timer
-from ..core import cache_dir,check_name,check_training,device_name,read_json,stable_hash,write_json
+from ..checks import check_name,check_training
+from ..core import cache_dir,device_name,read_json,stable_hash,write_json
 from .zoo import create_model
 
 # %% ../../nbs/models/02_precision.ipynb #05f762c0

@@ -128,8 +128,15 @@ class OwnStats(nn.Module):
         self.register_buffer('scale', scale[:, None, None], persistent=False)
         self.register_buffer('shift', shift[:, None, None], persistent=False)
 
-    def forward(self, xb): return self.net(xb*self.scale+self.shift)
-    def extra_repr(self): return f'mean={self.mean}, std={self.std}'
+    def forward(self,
+        xb # (bs, 3, H, W), ImageNet-normalised
+    ): # what the network gives, such as logits (bs, n_classes)
+        "The network's output for images that are normalised as it was trained"
+        return self.net(xb*self.scale+self.shift)
+
+    def extra_repr(self) -> str:
+        "What `print` shows beside the name"
+        return f'mean={self.mean}, std={self.std}'
 
 def with_stats(
     net:nn.Module, # takes images normalised by `mean` and `std`

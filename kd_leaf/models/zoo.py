@@ -16,7 +16,8 @@ from fastai.callback.hook import Hook
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from ..core import atomic_path,check_name,file_sha256,import_extra,progress
+from ..checks import check_name,import_extra
+from ..core import atomic_path,file_sha256,progress
 from ..data.loaders import store_dls
 from .weights import OwnStats,UnsafeFile,lite_file,load_in_order,read_weights,with_stats
 from .weights import timm_file,torchvision_file

@@ -10,7 +10,8 @@ __all__ = ['variant_runs', 'rare_f1', 'variant_table', 'variant_figure', 'fracti
 
 # %% ../../nbs/report/04_ablations.ipynb #54d5d718
 import numpy as np, pandas as pd
-from ..core import check_name,results_dir
+from ..checks import check_name
+from ..core import results_dir
 from ..study.run import kd_only
 from ..study.spec import variant_groups
 from ..study.config import alone_fields,main_runs,multi_teacher,study_fields,variant_names

@@ -12,7 +12,8 @@ __all__ = ['few_images', 'mean_sd', 'with_ci', 'display_name', 'run_name', 'esca
 import re
 from dataclasses import dataclass
 import pandas as pd, numpy as np
-from ..core import atomic_path,check_name,write_csv
+from ..checks import check_name
+from ..core import atomic_path,write_csv
 
 # %% ../../nbs/report/00_format.ipynb #2cde11cb
 def mean_sd(

@@ -11,7 +11,8 @@ __all__ = ['variant_names', 'alone_fields', 'study_fields', 'main_runs', 'multi_
 from dataclasses import dataclass,field,fields,replace
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..core import check_name,results_dir
+from ..checks import check_name
+from ..core import results_dir
 from ..data.store import image_store
 from .run import Run,architecture,kd_only,later,roles
 from .spec import check_file_name,list_studies,study_file,study_spec,variant_groups

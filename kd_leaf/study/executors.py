@@ -10,7 +10,7 @@ __all__ = ['engines', 'SerialExecutor', 'ProcessExecutor', 'RayExecutor', 'make_
 # %% ../../nbs/study/02a_executors.ipynb #7d827442
 import os,socket
 from concurrent.futures import Future
-from ..core import check_name,check_number,import_extra
+from ..checks import check_name,check_number,import_extra
 
 # %% ../../nbs/study/02a_executors.ipynb #4e3f4662
 class SerialExecutor:

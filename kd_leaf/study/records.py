@@ -13,7 +13,8 @@ from dataclasses import dataclass,fields,replace
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd
-from ..core import check_name,results_dir
+from ..checks import check_name
+from ..core import results_dir
 from .run import Run
 from .spec import check_file_name,list_studies,study_spec,variant_groups
 from .config import load_study,make_runs

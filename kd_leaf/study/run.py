@@ -11,7 +11,8 @@ __all__ = ['later', 'kd_only', 'roles', 'architecture', 'Run', 'decides']
 from dataclasses import asdict,dataclass,fields
 from pathlib import Path
 from fastcore.basics import patch
-from ..core import check_name,check_training,file_sha256,stable_hash,training_ranges
+from ..checks import check_name,check_training,training_ranges
+from ..core import file_sha256,stable_hash
 
 # %% ../../nbs/study/00_run.ipynb #5dc3a268
 # fields that the oldest records lack, with what they stand for

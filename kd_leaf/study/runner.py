@@ -10,10 +10,10 @@ __all__ = ['do_run', 'Ticker', 'run_study']
 # %% ../../nbs/study/04_runner.ipynb #3043b19b
 import contextlib,errno,functools,time
 from dataclasses import asdict
-import numpy as np, pandas as pd, psutil, torch
+import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from filelock import FileLock
-from ..core import DiskFull,cache_dir,check_writable,default_device,file_sha256
+from ..core import DiskFull,cache_dir,check_writable,clean_leftovers,default_device,file_sha256
 from ..core import write_csv,write_json,write_npz
 from ..data.store import image_store
 from ..distill.learner import predict_logits
@@ -155,19 +155,12 @@ def _run_todo(study, todo, costs, arguments, executor):
         run_jobs(_work, jobs, executor, on_done, progress)
     return failed
 
-# %% ../../nbs/study/04_runner.ipynb #6de6be11
-def _remove_leftovers(*folders):
-    "Remove half-written files of processes that were killed"
-    for f in (f for folder in folders for f in folder.glob('.*.tmp')):
-        pid = f.name.split('.')[-2].split('-')[0]
-        with contextlib.suppress(OSError):
-            if pid.isdigit() and not psutil.pid_exists(int(pid)) and time.time()-f.stat().st_mtime>60: f.unlink()
-
 # %% ../../nbs/study/04_runner.ipynb #bc24e614
 def _prepare(study, store):
     "Check folders and images before anything is trained; returns the images"
     check_writable(study.dir),code_version()
-    _remove_leftovers(study.dir, study.dir/'runs', study.dir/'preds', cache_dir('weights'))
+    written = study.dir,study.dir/'runs',study.dir/'preds',cache_dir('weights')
+    for folder in written: clean_leftovers(folder)
     store = store or image_store(study.dataset, study.size)
     check_images(study, store)
     write_csv(study.dir/'classes.csv', store.counts().reset_index())

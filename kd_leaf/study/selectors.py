@@ -11,7 +11,8 @@ __all__ = ['SelectorRun', 'make_selector_runs', 'do_selector_run', 'run_selector
 import time
 from dataclasses import asdict,dataclass
 import numpy as np, pandas as pd
-from ..core import check_training,default_device,file_sha256,stable_hash,write_csv,write_json,write_npz
+from ..checks import check_training
+from ..core import default_device,file_sha256,stable_hash,write_csv,write_json,write_npz
 from ..data.store import image_store
 from ..ensemble.model import model_cost
 from ..ensemble.selector import fit_selector,predict_selector,select,selector_net

@@ -12,7 +12,8 @@ import tomllib
 from dataclasses import fields
 from pathlib import Path
 import pandas as pd
-from ..core import check_name,shipped_dir
+from ..checks import check_name
+from ..core import shipped_dir
 from .run import Run,kd_only
 
 # %% ../../nbs/study/00_spec.ipynb #1ef52e91

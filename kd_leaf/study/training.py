@@ -10,7 +10,8 @@ __all__ = ['fit_run']
 # %% ../../nbs/study/03_training.ipynb #af0ef268
 import time
 from ..core import default_device,file_sha256,seed_everything
-from ..data.loaders import SamplePlan,store_dls,turning
+from ..data.augment import turning
+from ..data.loaders import SamplePlan,store_dls
 from ..data.resampling import class_weights,resampling_plan,smote
 from ..data.store import take_fraction
 from ..data.views import Views,view_dls
