@@ -15,7 +15,8 @@ __all__ = ['seed_everything', 'list_cards', 'load_card', 'have_images', 'image_s
            'agreement', 'calibration_error', 'class_report', 'confusion', 'fit_temperature', 'holm', 'mcnemar',
            'paired_bootstrap', 'scores', 'embed', 'embedding_figure', 'grad_cam', 'grad_cam_figure', 'Study',
            'list_studies', 'load_study', 'load_runs', 'run_study', 'run_selectors', 'write_costs', 'make_figures',
-           'make_tables', 'write_report']
+           'make_tables', 'write_report', 'OnnxClassifier', 'export_onnx', 'calibrate_onnx', 'half_onnx',
+           'quantize_onnx', 'size_speed_table', 'make_page', 'from_hub', 'push_to_hub']
 
 # %% ../nbs/all.ipynb #a3b1812a
 from .core import seed_everything
@@ -43,6 +44,18 @@ from .study.records import load_runs
 from .study.runner import run_study
 from .study.selectors import run_selectors,write_costs
 from .report.build import make_figures,make_tables,write_report
+from .deploy.runtime import OnnxClassifier
+from .deploy.export import export_onnx
+from .deploy.calibrate import calibrate_onnx
+from .deploy.quantize import half_onnx,quantize_onnx,size_speed_table
+from .deploy.page import make_page
+from .deploy.hub import from_hub,push_to_hub
+from .deploy.calibrate import calibrate_onnx
+from .deploy.export import export_onnx
+from .deploy.hub import from_hub,push_to_hub
+from .deploy.page import make_page
+from .deploy.quantize import half_onnx,quantize_onnx
+from .deploy.runtime import OnnxClassifier
 
 _all_ = [
     'seed_everything', 'list_cards', 'load_card', 'have_images', 'image_store', 'ImageStore', 'write_card',
@@ -56,4 +69,7 @@ _all_ = [
     'calibration_error', 'class_report', 'confusion', 'fit_temperature', 'holm', 'mcnemar',
     'paired_bootstrap', 'scores', 'embed', 'embedding_figure', 'grad_cam', 'grad_cam_figure', 'Study',
     'list_studies', 'load_study', 'load_runs', 'run_study', 'run_selectors', 'write_costs', 'make_figures',
-    'make_tables', 'write_report']
+    'make_tables', 'write_report', 'OnnxClassifier', 'export_onnx', 'calibrate_onnx', 'half_onnx', 'quantize_onnx',
+    'size_speed_table', 'make_page', 'from_hub', 'push_to_hub',
+    'calibrate_onnx', 'export_onnx', 'from_hub', 'push_to_hub', 'make_page', 'half_onnx', 'quantize_onnx',
+    'OnnxClassifier']

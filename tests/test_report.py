@@ -90,7 +90,7 @@ def test_tutorials_keep_no_raw_logs(path):
 @pytest.fixture
 def odd_study(tmp_path, monkeypatch):
     "The leaf study's records, on their way to another folder, with classes that look like formulas and markup"
-    from kd_leaf.report import ensembles, figures
+    from kd_leaf.report import figures
     from kd_leaf.study import records
     from kd_leaf.study.records import load_runs
     runs = load_runs('leaf')

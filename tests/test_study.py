@@ -2,7 +2,6 @@
 import json, os, shutil
 from pathlib import Path
 from types import SimpleNamespace
-import numpy as np
 import pytest
 from kd_leaf.core import DiskFull, file_sha256
 from kd_leaf.study import files, records, runner

@@ -25,7 +25,7 @@ def pandoc(text, *args):
     return subprocess.run(command, input=text, capture_output=True, encoding='utf-8', check=True).stdout
 
 
-# --- notebooks, as nbdev prepares them: it runs the exported cells, those with an import, and those marked `exec_doc`
+# --- notebooks, as nbdev prepares them: it runs exported cells and imports; other outputs are the stored ones
 
 def notebooks(): return sorted(p for p in NBS.rglob('[!._]*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 

@@ -7,7 +7,7 @@
 
 nbdev prepares the notebooks (tools/pages.py), pandoc renders them.
 """
-import argparse, html, json, posixpath, re, shutil, sys
+import argparse, html, json, posixpath, shutil, sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -181,7 +181,7 @@ def render(page, pages, cfg):
 
 def readme():
     "The README's text, and the images it shows by path"
-    cfg, (page,) = get_config(ROOT), [read_page(*o) for o in processed('index.ipynb')]
+    (page,) = [read_page(*o) for o in processed('index.ipynb')]
     parse(page, f'> {page.about}' if page.about else '', MARKDOWN + '-implicit_figures')
 
     def to(url, image):

@@ -15,7 +15,7 @@ from scipy.special import softmax
 from ..core import results_dir
 from ..evaluate.metrics import calibration_error,class_report,confusion,reliability
 from .format import display_name,escape,run_name
-from .tables import best_trio,gains,paired_difference
+from .tables import gains,paired_difference
 from ..study.config import multi_teacher
 from ..study.records import pick,saved_logits,vocab_of
 

@@ -112,6 +112,9 @@ def made_from(
 # %% ../../nbs/report/00_format.ipynb #fcf37366
 _folded = '<details><summary>How this was made</summary>\n\n{}\n\n</details>'
 
+def _ten_digits(x): # the last of 17 differs from machine to machine, and would change files that git tracks
+    return float(f'{x:.10g}') if isinstance(x, float) else x
+
 @dataclass
 class Table:
     "A table to read (`text`), its numbers (`data`), and what is said below it"
@@ -129,6 +132,6 @@ class Table:
     def save(self,
         folder # `<name>.md` and `<name>.csv` are written there
     ):
-        "Write as Markdown and as CSV, whole or not at all"
-        write_csv(folder/f'{self.name}.csv', self.data)
+        "Write as Markdown and as CSV (ten digits), whole or not at all"
+        write_csv(folder/f'{self.name}.csv', self.data.map(_ten_digits))
         with atomic_path(folder/f'{self.name}.md') as tmp: tmp.write_text(self._repr_markdown_()+'\n', encoding='utf-8')

@@ -11,7 +11,7 @@ __all__ = ['figures_shown', 'sentences', 'summary']
 from pathlib import Path
 import numpy as np, pandas as pd
 from .build import report_dir
-from .format import Table,display_name
+from .format import display_name
 from .tables import gains
 from ..study.config import main_runs,multi_teacher
 from ..study.records import load_runs

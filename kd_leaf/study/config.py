@@ -9,13 +9,14 @@ __all__ = ['variant_names', 'alone_fields', 'study_fields', 'main_runs', 'multi_
 
 # %% ../../nbs/study/01_config.ipynb #9b71272e
 from dataclasses import dataclass,field,fields,replace
+from itertools import product
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..checks import check_name
 from ..core import results_dir
 from ..data.store import image_store
 from .run import Run,architecture,kd_only,later,roles
-from .spec import check_file_name,list_studies,study_file,study_spec,variant_groups
+from .spec import check_file_name,study_file,study_spec,variant_groups
 
 # %% ../../nbs/study/01_config.ipynb #bc3cf443
 def variant_names(
@@ -138,6 +139,12 @@ def _seed_runs(study, base, kind, open_store):
     return runs + distilled + back
 
 # %% ../../nbs/study/01_config.ipynb #fb5da8da
+def _all_runs(study, store, kind, open_store):
+    "The runs of all seeds and balances"
+    images = dict(dataset=store.name, dataset_sha256=store.sha256, size=study.size)
+    for seed,balance in product(study.seeds, study.grid['balance']):
+        yield from _seed_runs(study, images | dict(seed=seed, balance=balance), kind, open_store)
+
 def make_runs(
     study:Study, # names, fields and seeds
     store, # `ImageStore`, whose name and hash go into every key
@@ -148,9 +155,6 @@ def make_runs(
     if study.grid.get('variants') and (which := study.grid.get('from_ensemble')):
         raise ValueError(f'from_ensemble={which} beside variants: put it into a study without, '
                          'so that it is clear which students are the ensemble')
-    runs = []
-    for seed in study.seeds:
-        for balance in study.grid['balance']:
-            base = dict(dataset=store.name, dataset_sha256=store.sha256, size=study.size, seed=seed, balance=balance)
-            runs += _seed_runs(study, base, kind, open_store)
+    try: runs = list(_all_runs(study, store, kind, open_store))
+    except ValueError as e: raise ValueError(f'study {study.name!r}, profile {study.profile!r}: {e}') from e
     return sorted(dict.fromkeys(runs), key=lambda r: (r.seed, roles.index(r.role)))

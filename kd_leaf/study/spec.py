@@ -11,8 +11,7 @@ __all__ = ['check_file_name', 'list_studies', 'study_file', 'variant_groups', 's
 import tomllib
 from dataclasses import fields
 from pathlib import Path
-import pandas as pd
-from ..checks import check_name
+from ..checks import check_name,check_training,training_ranges
 from ..core import shipped_dir
 from .run import Run,kd_only
 
@@ -90,11 +89,17 @@ def _check_kind(where, value, kind):
     if isinstance(value, wanted) and (kind is bool or not isinstance(value, bool)): return
     raise ValueError(f'{where} = {value!r}: give {" or ".join(_words[k] for k in kinds)}')
 
+def _check_ranges(where, **numbers):
+    "`ValueError` that says where, for a number that no training can have"
+    try: check_training(**numbers)
+    except ValueError as e: raise ValueError(f'{where}: {e}') from None
+
 def _check_table(where, table, known):
-    "`ValueError` for an unknown key, or a value of another kind"
+    "`ValueError` for an unknown key, a value of another kind or a number out of range"
     for k,v in table.items():
         check_name(k, known, f'key in {where}')
         _check_kind(f'{where}: {k}', v, known[k])
+    _check_ranges(where, **{k: v for k,v in table.items() if k in training_ranges})
 
 # %% ../../nbs/study/00_spec.ipynb #330c5417
 def _check_grid(where, grid):
@@ -138,7 +143,11 @@ def _check_complete(where, spec):
     needed = dict.fromkeys(('size', 'seeds'), spec) | dict.fromkeys(('teachers', 'students', 'balance'), spec['grid'])
     for k,table in needed.items():
         if not table.get(k): raise ValueError(f'{where}: {k} is missing or empty')
-    for o in spec['seeds']: _check_kind(f'{where}: seeds: an entry', o, int)
+    for o in spec['seeds']:
+        _check_kind(f'{where}: seeds: an entry', o, int)
+        _check_ranges(f'{where}: seeds', seed=o)
+    for part in ('teacher', 'student'):
+        _check_ranges(f'{where} [{part}]', size=spec['size'], start_size=spec[part].get('start_size', 0))
 
 def _read_spec(file):
     "The content of a TOML file, checked"
