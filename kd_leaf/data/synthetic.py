@@ -130,8 +130,8 @@ tints = dict(rust=(.78, .36, .1), scab=(.2, .19, .08), frog_eye_leaf_spot=(.32, 
              powdery_mildew=(.84, .85, .81), blight=(.42, .26, .13), other=(.68, .54, .37)) # RGB in [0, 1]
 
 def _tint(rng, disease):
-    "Usual colour of a disease for half of the leaves, any other one for the rest"
-    base = rng.choice(list(tints.values())) if rng.random()<.5 else tints[disease]
+    "Usual colour of a disease for three leaves of four, that of any disease for the rest"
+    base = rng.choice(list(tints.values())) if rng.random()<.25 else tints[disease]
     return (base+rng.normal(0, .04, 3)).clip(0, 1)
 
 def _rust(img, leaf, rng, amount):

@@ -67,7 +67,7 @@ def member_logits(self:Ensemble,
 ) -> torch.Tensor: # (members, bs, n_classes), float32
     "Logits of all members; `ValueError` if they do not know the same number of classes"
     logits = [m(xb).float() for m in self.members]
-    n_classes = [o.shape[1] for o in logits]
+    n_classes = [int(o.shape[1]) for o in logits]
     if len(set(n_classes))>1: raise ValueError(f'the members give {n_classes} classes: an ensemble needs the same ones')
     if self.vocab is not None and n_classes[0]!=len(self.vocab):
         raise ValueError(f'the members give {n_classes[0]} classes, vocab names {len(self.vocab)}')
