@@ -115,6 +115,7 @@ class ImageStore:
         self.images = _open_images(self.path, len(self), meta['images_sha256'])
         self.size = self.images.shape[1]
 
+    def __reduce__(self): return ImageStore,(self.path,) # another process opens the same files
     def __len__(self): return len(self.labels)
     def __repr__(self):
         return f'ImageStore {self.name}: {len(self)} images of {self.size} px, {len(self.vocab)} classes'

@@ -8,7 +8,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/study/runner.html.md"""
 __all__ = ['do_run', 'Ticker', 'run_study']
 
 # %% ../../nbs/study/04_runner.ipynb #3043b19b
-import contextlib,errno,functools,time,traceback
+import contextlib,errno,functools,time
 from dataclasses import asdict
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
@@ -24,6 +24,8 @@ from .run import Run,architecture
 from .config import Study,make_runs
 from .files import check_images,code_version,collect,has_weights,is_done,peak_rss_mb,preds_path,provenance
 from .files import read_record,record_path,reset_peak,reuse_records,todo_runs,weights_path
+from .engine import Failure,Job,run_jobs
+from .executors import make_executor
 from .terminal import study_bar
 from .training import fit_run
 
@@ -109,31 +111,48 @@ def _do_unless_done(run, needed, study, store, resume, device, cbs):
         do_run(run, study, store, device, cbs)
 
 # %% ../../nbs/study/04_runner.ipynb #4202503f
-def _try_run(run, study, do):
-    "Call `do`; returns what went wrong, in a line, and leaves it on record; a full disk stops everything"
-    error = study.dir/'runs'/f'{run.key}.error.json'
-    try: do()
-    except DiskFull: raise
+def _work(run, study, store, needed, resume, device, tick):
+    "In whichever process: do a run that is not on record"
+    try: _do_unless_done(run, needed, study, store, resume, device, [Ticker(tick)])
     except Exception as e:
-        if _is_full(e): raise _full_disk(study) from e
-        said = f'{type(e).__name__}: {e}' # and not the exception, which would keep the run's memory
-        with contextlib.suppress(OSError):
-            write_json(error, asdict(run) | dict(key=run.key, error=said, traceback=traceback.format_exc()))
-        return said
-    error.unlink(missing_ok=True)
+        if _is_full(e) and not isinstance(e, DiskFull): raise _full_disk(study) from e
+        raise
+
+def _note(run, study, result):
+    "Put a failure on record, or take away the record of an earlier one"
+    error = study.dir/'runs'/f'{run.key}.error.json'
+    if not isinstance(result, Failure): return error.unlink(missing_ok=True)
+    said = asdict(run) | dict(key=run.key, error=result.error, traceback=result.traceback)
+    with contextlib.suppress(OSError): write_json(error, said)
 
 # %% ../../nbs/study/04_runner.ipynb #17c1cd95
-def _one_by_one(todo, costs, do, study):
-    "Do runs in this process, under one bar; returns what went wrong, by run"
-    failed,total = {},sum(costs.values())
+class _Progress:
+    "One bar for all runs of a study, moved by their arithmetic"
+    def __init__(self, bar, study, runs, costs):
+        self.bar,self.study,self.runs = bar,study,runs
+        self.parts,self.done = {k: costs[r]/sum(costs.values()) for k,r in runs.items()},dict.fromkeys(runs, 0.)
+
+    def __call__(self, key, share):
+        "A share of a run is done"
+        share = min(share, 1-self.done[key])
+        self.done[key] += share
+        ended = sum(o>=1 for o in self.done.values())
+        self.bar.set_description(f'{self.study.name} {ended}/{len(self.runs)} {str(self.runs[key])[:48]}', refresh=False)
+        self.bar.update(min(share*self.parts[key], 1-self.bar.n))
+
+def _run_todo(study, todo, costs, arguments, executor):
+    "Give runs to an executor, teachers first, under one bar; returns what went wrong, by run"
+    failed,runs = {},{r.key: r for r in todo}
+    needs = lambda r: frozenset(runs) & {*r.teacher_key.split('+'), r.pretraining}
+    jobs = [Job(k, arguments(r), needs(r)) for k,r in runs.items()]
     with study_bar(desc=study.name) as bar:
-        for k,run in enumerate(todo):
-            bar.set_description(f'{study.name} {k+1}/{len(todo)} {str(run)[:48]}')
-            start,part = bar.n,costs[run]/total
-            tick = Ticker(lambda share: bar.update(min(share*part, 1-bar.n)))
-            if said := _try_run(run, study, lambda: do(run, [tick])): failed[run] = said
-            bar.update(min(start+part, 1)-bar.n) # of a run that failed, or was done elsewhere
+        progress = _Progress(bar, study, runs, costs)
+        def on_done(job, result):
+            progress(job.key, 1.)
+            _note(runs[job.key], study, result)
+            if isinstance(result, Failure): failed[runs[job.key]] = result.error
             collect(study)
+        run_jobs(_work, jobs, executor, on_done, progress)
     return failed
 
 # %% ../../nbs/study/04_runner.ipynb #bc24e614
@@ -152,9 +171,14 @@ def run_study(
     study:Study, # from `load_study`
     store=None, # `ImageStore`; opened from the study's data set by default
     resume:bool=True, # skip what is on record
-    device:str=None # "cpu", "cuda", …; the fastest by default
+    device:str=None, # "cpu", "cuda", …; the fastest by default
+    engine:str='serial', # who does the runs: "serial", "processes", "ray" or "auto", as in `make_executor`
+    workers:int=None, # runs at a time
+    address:str='' # of a Ray cluster, whose nodes share the folders of results and cache
 ) -> pd.DataFrame: # one row a run, also in `runs.csv`
     "Do all runs of a study that are not on record; `RuntimeError` at the end if some failed, `DiskFull` at once"
+    device = device or default_device()
+    executor = make_executor(engine, workers, address, device)
     store = _prepare(study, store)
     runs = make_runs(study, store)
     if resume: reuse_records(study, runs)
@@ -162,9 +186,12 @@ def run_study(
     needed = {k for r in todo for k in (*r.teacher_key.split('+'), r.pretraining)}
     own = store.sha256,store.size
     stores = {r: store if (r.dataset_sha256, r.size)==own else image_store(r.dataset, r.size) for r in todo}
-    do = lambda run,cbs: _do_unless_done(run, needed, study, stores[run], resume, device, cbs)
-    failed = _one_by_one(todo, {r: _cost(r, stores[r]) for r in todo}, do, study)
-    if failed:
-        lines = [f'  {r} ({r.key}): {said}' for r,said in failed.items()]
-        raise RuntimeError('\n'.join([f'{len(failed)} of {len(todo)} runs failed, the others are on record:', *lines]))
+    arguments = lambda r: (r, study, stores[r], needed, resume, device)
+    failed = _run_todo(study, todo, {r: _cost(r, stores[r]) for r in todo}, arguments, executor)
+    if failed: raise RuntimeError(_failures(failed, todo))
     return collect(study)
+
+def _failures(failed, todo):
+    "What went wrong, a line a run"
+    lines = [f'  {r} ({r.key}): {said}' for r,said in failed.items()]
+    return '\n'.join([f'{len(failed)} of {len(todo)} runs failed, the others are on record:', *lines])
