@@ -32,6 +32,8 @@ from .distill.cache import MeanLogits,TeacherLogits,cache_teacher
 from .distill.callbacks import HideLabels,KDCallback,ReplayViews,StopOnNaN
 from .distill.features import FeatureKDCallback,stages
 from .distill.learner import distill,make_learner,predict_logits
+
+# %% ../nbs/all.ipynb #1d0aa91f
 from .ensemble.rules import Rule,ensembles,fit_ensemble,oracle
 from .ensemble.selector import fit_selector,predict_selector,select
 from .ensemble.model import Ensemble,load_ensemble,model_cost

@@ -10,14 +10,13 @@ __all__ = ['engines', 'SerialExecutor', 'ProcessExecutor', 'RayExecutor', 'make_
 # %% ../../nbs/study/02a_executors.ipynb #7d827442
 import os,socket
 from concurrent.futures import Future
+from fastcore.basics import patch
 from ..checks import check_name,check_number,import_extra
 
 # %% ../../nbs/study/02a_executors.ipynb #4e3f4662
 class SerialExecutor:
     "Runs each job in this process, when it is submitted"
     slots,lost = 1,()
-    def replace(self, future): pass
-    def close(self): pass
 
     def submit(self,
         work, # function
@@ -28,6 +27,12 @@ class SerialExecutor:
         try: future.set_result(work(*args))
         except Exception as e: future.set_exception(e)
         return future
+
+    def replace(self,
+        future:Future # of a job that was lost: here none ever is
+    ): "Nothing to replace"
+
+    def close(self): "Nothing to end"
 
 # %% ../../nbs/study/02a_executors.ipynb #24c6e66c
 def _one_thread():
@@ -57,16 +62,19 @@ class ProcessExecutor:
         future.pool = self.pool
         return future
 
-    def replace(self,
-        future:Future # of a job whose worker died, and its whole pool with it
-    ):
-        "Let the next job start a new pool"
-        if future.pool is self.pool: self.pool = None
+# %% ../../nbs/study/02a_executors.ipynb #853f541a
+@patch
+def replace(self:ProcessExecutor,
+    future:Future # of a job whose worker died, and its whole pool with it
+):
+    "Let the next job start a new pool"
+    if future.pool is self.pool: self.pool = None
 
-    def close(self):
-        "End the workers"
-        if self.pool: self.pool.shutdown(kill_workers=True)
-        self.pool = None
+@patch
+def close(self:ProcessExecutor):
+    "End the workers"
+    if self.pool: self.pool.shutdown(kill_workers=True)
+    self.pool = None
 
 # %% ../../nbs/study/02a_executors.ipynb #d4d0db8b
 def _knock(address):
@@ -93,30 +101,42 @@ class RayExecutor:
         except (OSError, ValueError, RuntimeError) as e:
             remedy = 'start one with `ray start --head`, or leave address empty'
             raise ConnectionError(f'no Ray cluster at {address!r} ({e}): {remedy}') from e
-        have = self.ray.cluster_resources()
-        gpus = int(have.get('GPU', 0))
-        self.options = dict(num_gpus=1) if gpus else dict(num_cpus=threads)
-        self.options |= dict(max_retries=retries)
-        self.slots = workers or gpus or max(1, int(have.get('CPU', 1))//threads)
         errors = self.ray.exceptions
         self.lost = errors.RaySystemError,errors.WorkerCrashedError,errors.NodeDiedError
+        self._measure(workers, threads, retries)
         self._check_versions()
 
-    def _check_versions(self):
-        "`RuntimeError` if a worker has another kd_leaf or torch than the driver"
-        theirs,ours = self.ray.get(self.ray.remote(_version).remote()),_version()
-        if theirs==ours: return
-        raise RuntimeError(f'the workers have {theirs}, this driver has {ours}: install the same versions on all nodes')
+# %% ../../nbs/study/02a_executors.ipynb #6c04a6fb
+@patch
+def _measure(self:RayExecutor, workers, threads, retries):
+    "What the cluster has decides what a job gets"
+    have = self.ray.cluster_resources()
+    gpus = int(have.get('GPU', 0))
+    self.options = dict(max_retries=retries) | (dict(num_gpus=1) if gpus else dict(num_cpus=threads))
+    self.slots = workers or gpus or max(1, int(have.get('CPU', 1))//threads)
 
-    def submit(self,
-        work, # function
-        *args # its arguments
-    ) -> Future:
-        "Start a task"
-        return self.ray.remote(work).options(**self.options).remote(*args).future()
+@patch
+def _check_versions(self:RayExecutor):
+    "`RuntimeError` if a worker has another kd_leaf or torch than the driver"
+    theirs,ours = self.ray.get(self.ray.remote(_version).remote()),_version()
+    if theirs==ours: return
+    raise RuntimeError(f'the workers have {theirs}, this driver has {ours}: install the same versions on all nodes')
 
-    def replace(self, future): pass # Ray does it
-    def close(self): pass # the cluster is the user's
+@patch
+def submit(self:RayExecutor,
+    work, # function
+    *args # its arguments
+) -> Future:
+    "Start a task"
+    return self.ray.remote(work).options(**self.options).remote(*args).future()
+
+@patch
+def replace(self:RayExecutor,
+    future:Future # of a job that was lost
+): "Ray itself starts it again"
+
+@patch
+def close(self:RayExecutor): "The cluster is the user's"
 
 # %% ../../nbs/study/02a_executors.ipynb #91aac6a4
 engines = 'serial', 'processes', 'ray', 'auto'
