@@ -141,10 +141,9 @@ def test_rkd_keeps_little_for_a_large_batch():
 def test_an_ensembles_rule_is_part_of_it(vdls, tmp_path):
     members = [create_model('cnn4', vdls.c) for _ in range(2)]
     weighted = [Ensemble(members, Rule('mixture', np.array(o))) for o in ((.5, .5), (.9, .1))]
-    assert weights_hash(weighted[0]) == weights_hash(weighted[1])
     a, b = (cache_teacher(o, vdls) for o in weighted)
     assert a.folder != b.folder
-    with pytest.raises(ValueError, match='  architecture: '): cache_teacher(weighted[1], vdls, a.folder)
+    with pytest.raises(ValueError, match='does not belong here'): cache_teacher(weighted[1], vdls, a.folder)
 
 
 @pytest.mark.parametrize('change', [lambda m: setattr(m[0][0], 'stride', (2, 2)), lambda m: m[0].__setitem__(3, nn.GELU()),

@@ -39,7 +39,7 @@ def test_wheel_requirements_come_from_settings(wheel, names):
     cfg = configparser.ConfigParser()
     cfg.read(ROOT/'settings.ini', encoding='utf-8')
     wanted = {str(Requirement(r)) for r in cfg['DEFAULT']['requirements'].split()}
-    for extra in ('dev', 'bench', 'weights', 'interpret'):
+    for extra in ('dev', 'bench', 'weights', 'interpret', 'deploy', 'cluster'):
         wanted |= {str(Requirement(f'{r}; extra == "{extra}"')) for r in cfg['DEFAULT'][f'{extra}_requirements'].split()}
     assert stated == wanted
 

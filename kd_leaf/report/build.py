@@ -18,8 +18,7 @@ from .tables import (best_student,best_trio,calibration_table,gains,kd_table,pai
                                    reproduction_table,teacher_table)
 from .figures import (confusion_figure,curve_figure,dumbbell_figure,gain_figure,reliability_figure,
                                     score_figure,soft_target_figure)
-from .ensembles import ensemble_table,load_selectors,pareto_figure
-from ..deploy.runtime import members
+from .ensembles import ensemble_table,load_selectors,members,pareto_figure
 from .ablations import figure_of,quality_figure,variant_table
 from ..study.records import load_runs,pick
 
