@@ -146,8 +146,8 @@ _ensemble_note = (" Ensembles of all distilled students, fitted on valid; hard r
                   ' the image and asks one student; soft gate: it weighs all. "−": difference in F1 and its 95'
                   " % CI, by a paired bootstrap over test images and seeds; * p < 0.05 after Holm. ms: an "
                   "image, one at a time. Oracle: the member that is right or, where all are wrong, the most confident; "
-                  "a bound on every choice of one member. Control: the best student, its logits fitted to the labels of "
-                  "valid as stacking fits those of all. From ensemble: one student taught by all members at once.")
+                  "a bound on every choice of one member. Control: the best student, its logits fitted to the labels "
+                  "of valid as stacking fits those of all. From ensemble: one student taught by all members at once.")
 
 def _compared(rows, other, targets):
     "Difference of every ensemble to one other row, with its interval and Holm's p, by name"

@@ -137,7 +137,8 @@ class _Progress:
         share = min(share, 1-self.done[key])
         self.done[key] += share
         ended = sum(o>=1 for o in self.done.values())
-        self.bar.set_description(f'{self.study.name} {ended}/{len(self.runs)} {str(self.runs[key])[:48]}', refresh=False)
+        said = f'{self.study.name} {ended}/{len(self.runs)} {str(self.runs[key])[:48]}'
+        self.bar.set_description(said, refresh=False)
         self.bar.update(min(share*self.parts[key], 1-self.bar.n))
 
 def _run_todo(study, todo, costs, arguments, executor):
