@@ -15,7 +15,7 @@ from kd_leaf.distill.learner import make_learner
 from kd_leaf.ensemble.model import Ensemble
 from kd_leaf.models.precision import GrowImages
 from kd_leaf.models.zoo import create_model, save_weights
-from kd_leaf.study.records import provenance
+from kd_leaf.study.files import provenance
 
 DATASET, SIZE, EPOCHS, LR = 'plant-pathology-2021', 96, 8, 3e-3
 STUDENTS = 'cnn4', 'shufflenet_v2_x1_0'
