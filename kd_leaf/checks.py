@@ -48,6 +48,10 @@ training_ranges = dict( # what `check_number` is given
     bs=dict(low=2, high=65_536, whole=True), # batch normalisation needs two images
     size=dict(low=8, high=4096, whole=True), # pixels a side
     start_size=dict(low=0, high=4096, whole=True), # 0: full size throughout
+    teacher_size=dict(low=0, high=4096, whole=True), # 0: the student's
+    freeze_epochs=dict(low=0, high=100_000, whole=True),
+    lr_mult=dict(low=1, high=1e6),
+    label_smoothing=dict(low=0, high=.99),
     temperature=dict(low=0, high=1000, above=True),
     alpha=dict(low=0, high=1),
     views=dict(low=0, high=10_000, whole=True), # 0: new ones for ever

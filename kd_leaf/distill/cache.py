@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from filelock import FileLock
 from ..checks import check_number
 from ..core import cache_dir,check_writable,file_sha256,progress,read_json,stable_hash,write_json
+from ..data.loaders import StoreDataset
 from ..data.views import ViewLoader,mix64
 from ..models.precision import free_memory,precisions,set_precision
 from ..models.weights import architecture_hash,settings,weights_hash
@@ -29,7 +30,7 @@ def _view_loader(dls):
     if not dl.views.n: raise ValueError('n=0 views never end: choose a number, such as Views(n=20)')
     return dl
 
-def _made_from(dls, teacher=None, precision=None):
+def _made_from(dls, teacher=None, precision=None, teacher_size=None):
     "What a cache for these loaders is made from; `ValueError` if they do not replay"
     dl = _view_loader(dls)
     shown = hashlib.sha256(np.sort(dl.keys).tobytes()).hexdigest()
@@ -39,10 +40,23 @@ def _made_from(dls, teacher=None, precision=None):
         arithmetic=precision and ('bf16' if precisions[precision][0] else 'fp32'),
         images=dl.dataset.store.sha256,
         size=dl.dataset.store.size,
+        teacher_size=teacher and (teacher_size or dl.dataset.store.size),
         transforms=[settings(t) for t in dl.after_batch.fs],
         views=dl.views.recipe,
         classes=list(dls.vocab),
         plan=f'{len(dl.keys)} images, {dl.n} an epoch, {shown}')
+
+# %% ../../nbs/distill/02_cache.ipynb #a0b3f3db
+def _shown_to_teacher(dls, store):
+    "The training loader as the teacher sees it: the same views of the same images, from `store` if it has one"
+    dl = _view_loader(dls)
+    if store is None: return dl
+    if list(store.ids)!=list(dl.dataset.store.ids) or list(store.vocab)!=list(dls.vocab):
+        raise ValueError(f'{store!r} and {dl.dataset.store!r} do not hold the same images: '
+                         'open the same data set at another size')
+    twin = dl.new(StoreDataset(store, dl.dataset.plan))
+    twin.n = dl.n
+    return twin
 
 # %% ../../nbs/distill/02_cache.ipynb #dabaf2e4
 def _row(n_classes): return np.dtype([('shown', '<u8'), ('logits', '<f2', (n_classes,))])
@@ -116,7 +130,7 @@ def check(self:TeacherLogits,
 ):
     "`ValueError` that says what differs, if a cache is of other images, views or classes, or of another teacher"
     want,dl,n = _made_from(dls, teacher),dls.train,n or dls.train.views.n
-    del want['plan'] # a part of the images will do
+    del want['plan'],want['teacher_size'] # a part of the images will do; what the teacher saw is its own affair
     _refuse(self.folder, self.header['made_from'], want)
     remedy = 'build it with `cache_teacher` for these loaders, which adds the rest'
     if n>self.n_views:
@@ -150,9 +164,9 @@ def _chunk(teacher, dl, at, view, precision, bs, bar):
     return out
 
 # %% ../../nbs/distill/02_cache.ipynb #7e30fcc1
-def _build(file, teacher, dls, n, precision, bs, chunk):
-    "Append to a file what it lacks of the first `n` views that these loaders show"
-    dl,step,width = dls.train,bs*chunk,_row(len(dls.vocab)).itemsize
+def _build(file, teacher, dl, n, precision, bs, chunk):
+    "Append to a file what it lacks of the first `n` views that this loader shows"
+    step,width = bs*chunk,_row(len(dl.vocab)).itemsize
     rows = [dl.rows(v) for v in range(n)]
     at,view = np.concatenate(rows),np.repeat(np.arange(n), [len(o) for o in rows])
     done = file.stat().st_size//width if file.exists() else 0
@@ -169,10 +183,11 @@ def verify(self:TeacherLogits,
     teacher, # module that made it
     dls, # loaders from `view_dls`
     n:int=8, # entries computed again
-    seed=None # which ones; others each time by default
+    seed=None, # which ones; others each time by default
+    store=None # `ImageStore` that the teacher saw; the loaders' by default
 ):
     "Compute a few entries again; `ValueError` if they come out otherwise"
-    dl,precision,g = dls.train,self.header['precision'],np.random.default_rng(seed)
+    dl,precision,g = _shown_to_teacher(dls, store),self.header['precision'],np.random.default_rng(seed)
     view = g.integers(min(dl.views.n, self.n_views), size=n)
     at = np.array([g.choice(dl.rows(v)) for v in view])
     now,then = _ask(teacher, dl, at, view, precision).astype(np.float32),self(dl.keys[at], view).numpy()
@@ -182,7 +197,7 @@ def verify(self:TeacherLogits,
                          'this version of torch are not those it was made with; remove the folder')
 
 # %% ../../nbs/distill/02_cache.ipynb #9f387ae3
-def _complete(folder, want, teacher, dls, n, precision, bs, chunk):
+def _complete(folder, want, teacher, dl, n, bs, chunk, precision):
     "Build what a folder lacks of `n` views, under its lock; whether anything was built"
     note,start = folder/'header.json',time.perf_counter()
     new = dict(made_from=want, precision=precision, n_views=0, sha256=None, seconds=0.)
@@ -190,7 +205,7 @@ def _complete(folder, want, teacher, dls, n, precision, bs, chunk):
     _refuse(folder, header['made_from'], want)
     if header['sha256'] and header['n_views']>=n: return False
     write_json(note, header | dict(sha256=None))
-    _build(folder/'logits.bin', teacher, dls, n, header['precision'], bs, chunk)
+    _build(folder/'logits.bin', teacher, dl, n, header['precision'], bs, chunk)
     seconds = header['seconds']+time.perf_counter()-start
     write_json(note, header | dict(n_views=n, sha256=file_sha256(folder/'logits.bin'), seconds=seconds))
     return True
@@ -203,20 +218,21 @@ def cache_teacher(
     precision:str=None, # "fp32", "fp32_cl" or "bf16", as in `set_precision`; by default the Learner's, or "fp32"
     bs:int=None, # images in a batch; by default 32 on a CPU, for memory's sake, and 256 elsewhere
     chunk:int=16, # batches written at a time: what a kill can cost
-    n:int=None # the first `n` views only; all of the recipe by default
+    n:int=None, # the first `n` views only; all of the recipe by default
+    store=None # `ImageStore` of the same images at the teacher's own size; the loaders' by default
 ) -> TeacherLogits:
     "Compute a teacher's logits of every view that is shown, once; `ValueError` if the folder holds something else"
     precision = precision or getattr(teacher, 'precision', 'fp32')
     if isinstance(teacher, Learner): teacher = teacher.model
     bs = check_number('bs', bs or (32 if dls.device.type=='cpu' else 256), 1, whole=True)
     set_precision(teacher.to(dls.device), precision)
-    want = _made_from(dls, teacher, precision)
+    want,dl = _made_from(dls, teacher, precision, store and store.size),_shown_to_teacher(dls, store)
     n = min(check_number('n', n or dls.train.views.n, 1, whole=True), dls.train.views.n)
     folder = check_writable(folder or cache_dir('logits')/stable_hash(want, 16))
     with FileLock(folder/'lock'):
-        fresh = _complete(folder, want, teacher, dls, n, precision, bs, chunk)
+        fresh = _complete(folder, want, teacher, dl, n, bs, chunk, precision)
         cache = TeacherLogits(folder)
-    if not fresh: cache.verify(teacher, dls)
+    if not fresh: cache.verify(teacher, dls, store=store)
     free_memory() # that the teacher needed
     return cache
 

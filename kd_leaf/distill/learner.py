@@ -47,7 +47,8 @@ def make_learner(
     class_weights=None, # (n_classes,) weights of the cross-entropy
     cbs=None, # a callback, or several
     metrics=None, # one, or several; accuracy and macro F1 by default
-    wd:float=None # weight decay, 0 or more; fastai's by default
+    wd:float=None, # weight decay, 0 or more; fastai's by default
+    loss_func=None # instead of the cross-entropy, such as `LogitAdjustedLoss`
 ) -> Learner:
     "A Learner for classification; precision is measured for models by name, modules stay in fp32 unless told otherwise"
     vocab,named = _classes(dls),isinstance(model, str)
@@ -58,7 +59,8 @@ def make_learner(
     own = set_precision(model, precision)
     if class_weights is not None: class_weights = torch.as_tensor(class_weights, dtype=torch.float32, device=dls.device)
     metrics = [accuracy, F1Score(average='macro')] if metrics is None else metrics
-    learn = Learner(dls, model, CrossEntropyLossFlat(weight=class_weights), splitter=split_head, wd=wd, metrics=metrics)
+    loss_func = loss_func or CrossEntropyLossFlat(weight=class_weights)
+    learn = Learner(dls, model, loss_func, splitter=split_head, wd=wd, metrics=metrics)
     learn.precision = precision
     learn.add_cbs([*own, ReplayViews(), *L(cbs)])
     return learn

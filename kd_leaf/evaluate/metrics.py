@@ -14,7 +14,7 @@ import numpy as np, pandas as pd
 from ..checks import check_number
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax,softmax
-from scipy.stats import binomtest
+from scipy.stats import binomtest,t
 from sklearn.metrics import accuracy_score,confusion_matrix,precision_recall_fscore_support
 
 # %% ../../nbs/evaluate/01_metrics.ipynb #3ece56d3
@@ -74,7 +74,7 @@ class Difference(NamedTuple):
     difference:float # on the images as they are
     low:float        # end of the interval
     high:float       # end of the interval
-    p:float          # twice the share of draws on the other side of zero
+    p:float          # two-sided, by the t distribution of the interval
 
 def _macro_f1(predicted, targets, weights, n_classes):
     "Macro F1 (draws,) of samples in which each image has a weight (draws, n)"
@@ -91,17 +91,26 @@ def _checked_pair(a, b, targets):
     for each in (*a, *b): _checked(each, targets)
     return a, b, targets
 
+# %% ../../nbs/evaluate/01_metrics.ipynb #08d2a820
+def _spread(seeds, draws):
+    "Standard error of a mean over seeds (k,), and degrees of freedom, from draws of the images (n, k)"
+    k,of_mean = len(seeds),draws.mean(1).var(ddof=1)
+    if k==1: return of_mean**.5,np.inf
+    own = max(0., draws.var(0, ddof=1).mean()-of_mean)*k/(k-1) # what images do to one seed and not to the others
+    images,training = max(0., of_mean-own/k),seeds.var(ddof=1)/k
+    return (images+training)**.5,(k-1)*(images+training)/training if training else np.inf
+
 # %% ../../nbs/evaluate/01_metrics.ipynb #08c531bc
 def paired_bootstrap(
     a, # (n_seeds, n, n_classes) logits
     b, # (n_seeds, n, n_classes) logits of the other, the same seeds and images
     targets, # (n,) class numbers
     n:int=2000, # draws
-    level:float=.95, # share of the draws inside the interval, below 1
+    level:float=.95, # of confidence, below 1
     seed:int=0 # of the draws
 ) -> Difference: # a minus b
     "Difference in macro F1 and its interval over images and seeds; `ValueError` if these do not pair"
-    check_number('n', n, 1, whole=True)
+    check_number('n', n, 2, whole=True)
     check_number('level', level, 0, 1-1e-9, above=True)
     a,b,targets = _checked_pair(a, b, targets)
     (n_seeds,m,n_classes),rng = a.shape,np.random.default_rng(seed)
@@ -109,10 +118,9 @@ def paired_bootstrap(
     weights = np.concatenate([np.ones((1, m)), drawn]).astype(np.float32) # first the images as they are
     f1 = lambda logits: _macro_f1(logits.argmax(1), targets, weights, n_classes)
     diff = np.stack([f1(x)-f1(y) for x,y in zip(a, b)], 1) # (1+n, n_seeds)
-    draws = np.take_along_axis(diff[1:], rng.integers(n_seeds, size=(n, n_seeds)), 1).mean(1)
-    low,high = np.quantile(draws, [(1-level)/2, (1+level)/2])
-    p = 2*(1+min((draws<=0).sum(), (draws>=0).sum()))/(n+1)
-    return Difference(float(diff[0].mean()), float(low), float(high), min(p, 1.))
+    mean,(sd,df) = float(diff[0].mean()),_spread(diff[0], diff[1:])
+    half = sd*t.ppf((1+level)/2, df)
+    return Difference(mean, mean-half, mean+half, float(2*t.sf(abs(mean)/sd, df)) if sd else 1.)
 
 # %% ../../nbs/evaluate/01_metrics.ipynb #c3da9fae
 def holm(

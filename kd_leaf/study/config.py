@@ -77,7 +77,8 @@ class Study:
     kd:dict        # fields of every distilled run
     selector:dict = field(default_factory=dict) # fields of every selector
     source:list = field(default_factory=list) # rows of the table that the study reproduces
-    teachers:dict = field(default_factory=dict) # by name: fields of one teacher's run, and `pretraining`
+    teachers:dict = field(default_factory=dict) # by name: fields of one teacher's run, `pretraining`, `taught_by`
+    students:dict = field(default_factory=dict) # by name: fields of one student's runs
 
     @property
     def dir(self): return results_dir(check_file_name(self.name), self.profile)
@@ -99,21 +100,40 @@ def load_study(
     return Study(**own)
 
 # %% ../../nbs/study/01_config.ipynb #f0d5e8f0
-def _teacher_runs(study, name, base, kind, open_store):
-    "A teacher's run, after that of its weights if they come from another data set"
-    base = base | study.teacher
-    own = dict(study.teachers.get(name, {}))
-    first = own.pop('pretraining', None)
-    if not first: return [kind(**base | dict(role='teacher', model=name) | own)]
-    other = open_store(first['dataset'], first.get('size', study.size))
-    images = dict(dataset=other.name, dataset_sha256=other.sha256, size=other.size)
-    before = kind(**base | first | images | dict(role='pretraining', model=architecture(name), balance='none'))
-    return [before, kind(**base | dict(role='teacher', model=name, weights=f'run:{before.key}') | own)]
+def _teacher_size(student, teachers):
+    "Pixels a side at which teachers see the views of a student, if that is a size of their own"
+    sizes = {t.size for t in teachers}
+    if len(sizes)>1: raise ValueError(f'teachers of several sizes at once, {sorted(sizes)}: choose ones of the same')
+    return dict(teacher_size=sizes.pop()) if sizes!={student.size} else {}
 
 def _taught_by(student, teachers, kd):
     "A student's run under one teacher's run, or several at once"
     names,keys = ('+'.join(o) for o in zip(*((t.model, t.key) for t in teachers)))
-    return replace(student, **dict(teacher=names, teacher_key=keys) | kd)
+    return replace(student, **dict(teacher=names, teacher_key=keys) | _teacher_size(student, teachers) | kd)
+
+# %% ../../nbs/study/01_config.ipynb #5129f654
+def _after_pretraining(study, run, base, first, kind, open_store):
+    "A teacher's run after that of its weights, which come from another data set"
+    other = open_store(first['dataset'], first.get('size', study.size))
+    images = dict(dataset=other.name, dataset_sha256=other.sha256, size=other.size)
+    before = kind(**base | first | images | dict(role='pretraining', model=architecture(run.model), balance='none'))
+    return [before, replace(run, weights=f'run:{before.key}')]
+
+def _after_teacher(study, run, by, kd, kind, open_store):
+    "A teacher's run that learns from another teacher of the same seed, after that one's"
+    images = {k: getattr(run, k) for k in ('dataset', 'dataset_sha256', 'seed', 'balance')}
+    before = _teacher_runs(study, by, images | dict(size=study.size), kind, open_store)
+    if before[-1].teacher: raise ValueError(f'taught_by = {by!r}, which is itself taught: name a teacher that is not')
+    return [*before, _taught_by(run, before[-1:], study.kd | kd)]
+
+def _teacher_runs(study, name, base, kind, open_store):
+    "A teacher's run, after those that it builds upon"
+    base,own = base | study.teacher,dict(study.teachers.get(name, {}))
+    first,by = own.pop('pretraining', None),own.pop('taught_by', None)
+    kd = {k: own.pop(k) for k in kd_only & own.keys()}
+    run = kind(**base | dict(role='teacher', model=name) | own)
+    if by: return _after_teacher(study, run, by, kd, kind, open_store)
+    return _after_pretraining(study, run, base, first, kind, open_store) if first else [run]
 
 # %% ../../nbs/study/01_config.ipynb #bf6fb6e6
 def _variant_runs(study, students, teachers):
@@ -121,9 +141,9 @@ def _variant_runs(study, students, teachers):
     runs = []
     for v in (v for group in variant_groups(study.grid).values() for v in group):
         names = v.get('teacher', study.grid['teachers'][0]).split('+')
-        by = [teachers[check_name(o, teachers, 'teacher')] for o in names]
+        by = [teachers[check_name(o, teachers, 'teacher')] for o in names if o]
         kd = study.kd | {k: o for k,o in v.items() if k!='teacher'}
-        for s in students: runs += [replace(s, **alone_fields(v)), _taught_by(s, by, kd)]
+        for s in students: runs += [replace(s, **alone_fields(v)), *([_taught_by(s, by, kd)] if by else [])]
     return runs
 
 # %% ../../nbs/study/01_config.ipynb #4d4e0406
@@ -131,7 +151,8 @@ def _seed_runs(study, base, kind, open_store):
     "The runs of one seed and balance"
     chains = [_teacher_runs(study, m, base, kind, open_store) for m in study.grid['teachers']]
     teachers = {chain[-1].model: chain[-1] for chain in chains}
-    students = [kind(**base | dict(role='student', model=m) | study.student) for m in study.grid['students']]
+    def student(name): return kind(**base | dict(role='student', model=name) | study.student | study.students.get(name, {}))
+    students = list(map(student, study.grid['students']))
     runs = [*sum(chains, []), *students]
     if study.grid.get('variants'): return runs + _variant_runs(study, students, teachers)
     distilled = [_taught_by(s, [t], study.kd) for t in teachers.values() for s in students]

@@ -16,8 +16,9 @@ from ..core import file_sha256,stable_hash
 
 # %% ../../nbs/study/00_run.ipynb #5dc3a268
 # fields that the oldest records lack, with what they stand for
-later = dict(views=0, teaching='', unlabelled=False, augment=True, upright=False)
-kd_only = {'teacher', 'loss', 'temperature', 'alpha', 'teaching', 'unlabelled'} # only with a teacher
+later = dict(views=0, teaching='', unlabelled=False, augment=True, upright=False,
+             teacher_size=0, freeze_epochs=0, lr_mult=1., label_smoothing=0.)
+kd_only = {'teacher', 'loss', 'temperature', 'alpha', 'teaching', 'unlabelled', 'teacher_size'} # only with a teacher
 roles = ['pretraining', 'teacher', 'student'] # in order of dependence
 
 def architecture(
@@ -45,25 +46,31 @@ def _check_names(run):
     from kd_leaf.data.resampling import remedies
     from kd_leaf.distill.losses import feature_losses,losses
     from kd_leaf.models.precision import precisions
-    from kd_leaf.models.zoo import list_models
+    from kd_leaf.models.zoo import check_model
     check_name(run.role, roles, 'role')
-    check_name(architecture(run.model), list_models(), 'model')
+    check_model(architecture(run.model))
     check_name(run.balance, [*remedies, 'smote_features'], 'balance')
     check_name(run.mode, [*precisions, 'auto'], 'mode')
     check_name(run.teaching, ['', 'online', 'unmatched'], 'teaching')
     if not run.teacher: return
     check_name(run.loss, [*losses, *feature_losses], 'loss')
-    for o in run.teacher.split('+'): check_name(architecture(o), list_models(), 'teacher')
+    for o in run.teacher.split('+'): check_model(architecture(o))
 
 # %% ../../nbs/study/00_run.ipynb #4385f292
 def _check_together(run):
     "What goes together, and what needs a teacher"
+    from kd_leaf.data.resampling import in_the_loss
+    from kd_leaf.distill.losses import feature_losses
     views = f'teaching={run.teaching!r}: this needs a teacher and views=1 or more'
     _require(not run.teaching or (run.teacher and run.views), views)
     _require(run.teacher or not run.unlabelled, 'unlabelled=True: this needs a teacher')
     _require(run.teacher or run.balance!='smote_features', f'balance={run.balance!r}: this needs a teacher')
-    hidden = f"unlabelled with balance={run.balance!r}, views={run.views}: it needs balance='none' and views=1 or more"
-    _require(not run.unlabelled or (run.balance=='none' and run.views), hidden)
+    own_size = f'teacher_size={run.teacher_size}: a teacher sees images at its own size through its cache: '
+    cached = run.teacher and run.views and run.teaching!='online' and run.loss not in feature_losses
+    _require(cached or not run.teacher_size, own_size+'choose a teacher, views=1 or more, and a loss on logits')
+    hidden = (f'unlabelled with balance={run.balance!r}, views={run.views}: '
+              f'it needs a balance among {in_the_loss}, and views=1 or more')
+    _require(not run.unlabelled or (run.balance in in_the_loss and run.views), hidden)
     from_file = run.weights not in ('none', 'imagenet') and not run.pretraining
     no_file = f"weights={run.weights!r} is no file: use 'none', 'imagenet' or a .safetensors or .pth file"
     _require(not from_file or Path(run.weights).is_file(), no_file)
@@ -110,6 +117,10 @@ class Run(Training):
     upright:bool = False    # the images have a top: they are never turned over, and turned by 10 degrees at most
     unlabelled:bool = False # the rest of the training split is shown without labels: only distillation applies
     teaching:str = ''       # '' from the cache, "online" at each step, "unmatched": logits of view 0 for every view
+    teacher_size:int = 0    # pixels a side at which the teacher sees the same views; 0: the student's
+    freeze_epochs:int = 0   # epochs before the others in which the head alone is trained
+    lr_mult:float = 1.      # times which the head learns faster than the body, as in fastai's `fine_tune`
+    label_smoothing:float = 0. # share of a label that goes to all classes alike
 
     def __post_init__(self):
         self.check()

@@ -63,13 +63,14 @@ def do_run(
     tune_malloc() # this process does nothing but runs
     free_memory(),reset_peak()
     start = time.perf_counter()
-    learn,kd,n = fit_run(run, store, device, cbs, _weights_on_record(run, study))
+    large = image_store(study.dataset, run.teacher_size) if run.teacher_size else None
+    learn,kd,n = fit_run(run, store, device, cbs, _weights_on_record(run, study), large)
     seconds = time.perf_counter()-start
     sha256 = save_weights(learn.model, weights_path(run.key))
     record = dict(key=run.key, study=study.name, profile=study.profile, synthetic=store.synthetic) | asdict(run)
     record |= _save_predictions(preds_path(file), learn, store)
     record |= dict(n_train=n, params=n_params(learn.model), mode_used=learn.precision, peak_rss_mb=peak_rss_mb())
-    shown = learn.dls.train.n*run.epochs
+    shown = learn.dls.train.n*(run.freeze_epochs+run.epochs)
     record |= dict(train_s=seconds, teach_s=kd.seconds if kd else 0., images_per_s=shown/seconds)
     record |= provenance(device)
     record |= dict(weights_sha256=sha256, preds_sha256=file_sha256(preds_path(file)))
@@ -82,9 +83,10 @@ class Ticker(Callback):
     "Move a study's progress bar on after each training batch"
     run_valid,order = False,99
     def __init__(self,
-        tick # function of a share of the run, in [0, 1]
-    ): self.tick = tick
-    def after_batch(self): self.tick(1/(self.n_epoch*self.n_iter))
+        tick, # function of a share of the run, in [0, 1]
+        epochs:int # of the run, over all its fits
+    ): self.tick,self.epochs = tick,epochs
+    def after_batch(self): self.tick(1/(self.epochs*self.n_iter))
 
 # %% ../../nbs/study/04_runner.ipynb #fba58685
 @functools.cache
@@ -93,8 +95,8 @@ def _flops(model, size):
 
 def _cost(run, store):
     "Arithmetic of a run: a training step is three forward passes, each teacher adds one"
-    taught = sum(_flops(o, run.size) for o in run.teacher.split('+') if o)
-    return run.epochs*run.fraction*len(store.where('train'))*(3*_flops(run.model, run.size)+taught)
+    taught = sum(_flops(o, run.teacher_size or run.size) for o in run.teacher.split('+') if o)
+    return (run.freeze_epochs+run.epochs)*run.fraction*len(store.where('train'))*(3*_flops(run.model, run.size)+taught)
 
 # %% ../../nbs/study/04_runner.ipynb #78a2e01b
 def _is_full(e): return getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT) or 'No space left' in str(e)
@@ -113,7 +115,7 @@ def _do_unless_done(run, needed, study, store, resume, device, cbs):
 # %% ../../nbs/study/04_runner.ipynb #4202503f
 def _work(run, study, store, needed, resume, device, tick):
     "In whichever process: do a run that is not on record"
-    try: _do_unless_done(run, needed, study, store, resume, device, [Ticker(tick)])
+    try: _do_unless_done(run, needed, study, store, resume, device, [Ticker(tick, run.freeze_epochs+run.epochs)])
     except Exception as e:
         if _is_full(e) and not isinstance(e, DiskFull): raise _full_disk(study) from e
         raise

@@ -73,9 +73,10 @@ _never = {'dataset', 'dataset_sha256', 'role', 'model', 'teacher_key', 'size'} #
 _run_fields = {f.name: f.type for f in fields(Run) if f.name not in _never}
 _alone = {k: t for k,t in _run_fields.items() if k not in kd_only}
 _student = {k: t for k,t in _alone.items() if k!='seed'}
+_taught = _alone | {k: t for k,t in _run_fields.items() if k in kd_only-{'teacher'}}
 _kd = {k: t for k,t in _run_fields.items() if k not in ('seed', 'teacher')}
 _selector = dict(epochs=int, lr=float, bs=int)
-_parts = dict(teacher=dict, teachers=dict, student=dict, kd=dict, selector=dict, grid=dict)
+_parts = dict(teacher=dict, teachers=dict, student=dict, students=dict, kd=dict, selector=dict, grid=dict)
 _profile = dict(dataset=str, size=int, seeds=list) | _parts
 _top = dict(name=str, title=str, dataset=str, profile=dict) | _parts
 _source = dict(why=str, also=list, reported_on=str, reported=list, source=list) # of the document that a study redoes
@@ -116,9 +117,12 @@ def _check_parts(where, spec):
     "The tables of a definition, or of one of its profiles"
     for k,known in dict(teacher=_alone, student=_student, kd=_kd, selector=_selector).items():
         _check_table(f'{where} [{k}]', spec.get(k, {}), known)
+    for name,own in spec.get('students', {}).items():
+        _check_kind(f'{where} [students]: {name}', own, dict)
+        _check_table(f'{where} [students.{name}]', own, _student)
     for name,own in spec.get('teachers', {}).items():
         _check_kind(f'{where} [teachers]: {name}', own, dict)
-        _check_table(f'{where} [teachers.{name}]', own, _alone | dict(pretraining=dict))
+        _check_table(f'{where} [teachers.{name}]', own, _taught | dict(pretraining=dict, taught_by=str, size=int))
         first = own.get('pretraining', {})
         _check_table(f'{where} [teachers.{name}.pretraining]', first, _alone | dict(dataset=str, size=int))
     _check_grid(f'{where} [grid]', spec.get('grid', {}))

@@ -11,8 +11,8 @@ __all__ = ['fit_run']
 import time
 from ..core import default_device,file_sha256,seed_everything
 from ..data.augment import turning
-from ..data.loaders import SamplePlan,store_dls
-from ..data.resampling import class_weights,resampling_plan,smote
+from ..data.loaders import CrossEntropyLossFlat,SamplePlan,store_dls
+from ..data.resampling import LogitAdjustedLoss,class_weights,log_shares,resampling_plan,smote
 from ..data.store import take_fraction
 from ..data.views import Views,view_dls
 from ..distill.cache import MeanLogits,cache_teacher
@@ -45,17 +45,17 @@ class _FirstView(MeanLogits):
 
 def _teacher_precision(run, name, device):
     if run.mode!='auto': return run.mode
-    return fastest_precision(architecture(name), run.size, device, train=False)
+    return fastest_precision(architecture(name), run.teacher_size or run.size, device, train=False)
 
 # %% ../../nbs/study/03_training.ipynb #c8f199bb
-def _distillation(run, teachers, dls, device):
+def _distillation(run, teachers, dls, device, store):
     "The callback that distils as a run says; its seconds start with those of the caches"
     precisions = [_teacher_precision(run, o, device) for o in run.teacher.split('+')]
     if run.loss in feature_losses: return FeatureKDCallback(teachers[0], run.loss, run.alpha, precision=precisions[0])
     start = time.perf_counter()
     teacher = teachers[0]
     if run.views and run.teaching!='online':
-        caches = [cache_teacher(t, dls, precision=p) for t,p in zip(teachers, precisions)]
+        caches = [cache_teacher(t, dls, precision=p, store=store) for t,p in zip(teachers, precisions)]
         teacher = _FirstView(caches) if run.teaching=='unmatched' else MeanLogits(caches)
     kd = KDCallback(teacher, run.loss, run.temperature, run.alpha, precision=precisions[0])
     kd.seconds += time.perf_counter()-start
@@ -81,21 +81,37 @@ def _loaders(run, store, idx, plan, device):
     return view_dls(store, views=Views(run.views, **recipe), **common)
 
 # %% ../../nbs/study/03_training.ipynb #852721eb
+def _loss(run, store, idx):
+    "The loss on labels, with the remedies against imbalance that lie in it"
+    smoothing = dict(label_smoothing=run.label_smoothing)
+    if run.balance=='logit_adjust': return LogitAdjustedLoss(log_shares(store, idx), **smoothing)
+    return CrossEntropyLossFlat(weight=class_weights(store, idx) if run.balance=='weights' else None, **smoothing)
+
 def _learner(run, store, idx, dls, device, sha256):
     "An untrained Learner, from the weights that a run starts with"
     kind = architecture(run.model)
     weights = _weights_of(run.pretraining, run.model, sha256) if run.pretraining else run.weights
     precision = fastest_precision(kind, run.size, device) if run.mode=='auto' else run.mode
-    balanced = class_weights(store, idx) if run.balance=='weights' else None
-    return make_learner(dls, create_model(kind, len(store.vocab), weights), precision=precision, class_weights=balanced)
+    model = create_model(kind, len(store.vocab), weights)
+    return make_learner(dls, model, precision=precision, loss_func=_loss(run, store, idx).to(device))
 
 # %% ../../nbs/study/03_training.ipynb #b23f6323
+def _fit(run, learn, cbs):
+    "The head alone if the run says so, then all of the network, each in one cycle"
+    with learn.no_bar(), learn.no_logging():
+        if run.freeze_epochs:
+            learn.freeze()
+            learn.fit_one_cycle(run.freeze_epochs, run.lr, wd=run.wd, cbs=cbs)
+            learn.unfreeze()
+        learn.fit_one_cycle(run.epochs, slice(run.lr/run.lr_mult, run.lr), wd=run.wd, cbs=cbs)
+
 def fit_run(
     run:Run, # what to train
     store, # `ImageStore`
     device:str=None, # "cpu", "cuda", …; the fastest by default
     cbs=(), # more callbacks
-    sha256=None # hashes on record of the weights that it needs, by key; unchecked without
+    sha256=None, # hashes on record of the weights that it needs, by key; unchecked without
+    teacher_store=None # the same images at the run's `teacher_size`, if it has one
 ): # (Learner, KDCallback or None, number of real training images with labels)
     "Train as a run says; at the last epoch, without looking at test"
     device,sha256 = device or default_device(),sha256 or {}
@@ -104,11 +120,10 @@ def fit_run(
     teachers = _load_teachers(run, len(store.vocab), sha256)
     dls = _loaders(run, store, idx, _plan(run, store, idx, teachers, device), device)
     learn = _learner(run, store, idx, dls, device, sha256)
-    kd = _distillation(run, teachers, dls, device) if teachers else None
+    kd = _distillation(run, teachers, dls, device, teacher_store) if teachers else None
     own = [kd] if kd else []
     if run.unlabelled: own.append(HideLabels(SamplePlan.of(idx).keys(store)))
     if run.start_size: own.append(GrowImages(run.start_size))
     seed_everything(run.seed, deterministic=device=='cpu') # whatever the set-up drew
-    with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(run.epochs, run.lr, wd=run.wd, cbs=[*own, StopOnNaN(), *cbs])
+    _fit(run, learn, [*own, StopOnNaN(), *cbs])
     return learn, kd, len(idx)
