@@ -28,7 +28,8 @@ from .data.views import Views,show_views,view_dls
 from .data.resampling import class_counts,class_weights,over_sample,resampling_plan,smote,under_sample
 from .models.zoo import create_model,list_models,load_weights,model_table,n_params,save_weights
 from .distill.losses import feature_losses,losses
-from .distill.cache import MeanLogits,TeacherLogits,cache_teacher
+from .distill.cache import TeacherLogits,cache_teacher
+from .distill.several import MeanLogits
 from .distill.callbacks import HideLabels,KDCallback,ReplayViews,StopOnNaN
 from .distill.features import FeatureKDCallback,stages
 from .distill.learner import distill,make_learner,predict_logits

@@ -52,6 +52,7 @@ training_ranges = dict( # what `check_number` is given
     freeze_epochs=dict(low=0, high=100_000, whole=True),
     lr_mult=dict(low=1, high=1e6),
     label_smoothing=dict(low=0, high=.99),
+    tau=dict(low=0, high=10), # of the logit adjustment
     temperature=dict(low=0, high=1000, above=True),
     alpha=dict(low=0, high=1),
     views=dict(low=0, high=10_000, whole=True), # 0: new ones for ever

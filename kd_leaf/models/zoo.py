@@ -60,11 +60,12 @@ def is_timm(
 
 # %% ../../nbs/models/01_zoo.ipynb #da1a6246
 def check_model(
-    name:str # of a model
+    name:str, # of a model
+    what:str='model' # what kind of model it is, for the message
 ) -> str: # `name`
     "`name` if `create_model` takes it; otherwise a `ValueError` with the nearest names"
     if isinstance(name, str) and is_timm(name): return name
-    try: return check_name(name, list_models(_has_timm()), 'model')
+    try: return check_name(name, list_models(_has_timm()), what)
     except ValueError as e:
         if _has_timm(): raise
         raise ValueError(f"{e} For timm's networks: pip install 'kd_leaf[weights]'") from None

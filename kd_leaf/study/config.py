@@ -151,8 +151,8 @@ def _seed_runs(study, base, kind, open_store):
     "The runs of one seed and balance"
     chains = [_teacher_runs(study, m, base, kind, open_store) for m in study.grid['teachers']]
     teachers = {chain[-1].model: chain[-1] for chain in chains}
-    def student(name): return kind(**base | dict(role='student', model=name) | study.student | study.students.get(name, {}))
-    students = list(map(student, study.grid['students']))
+    own = {m: study.student | study.students.get(m, {}) for m in study.grid['students']}
+    students = [kind(**base | dict(role='student', model=m) | fields) for m,fields in own.items()]
     runs = [*sum(chains, []), *students]
     if study.grid.get('variants'): return runs + _variant_runs(study, students, teachers)
     distilled = [_taught_by(s, [t], study.kd) for t in teachers.values() for s in students]

@@ -17,7 +17,7 @@ from ..core import file_sha256,stable_hash
 # %% ../../nbs/study/00_run.ipynb #5dc3a268
 # fields that the oldest records lack, with what they stand for
 later = dict(views=0, teaching='', unlabelled=False, augment=True, upright=False,
-             teacher_size=0, freeze_epochs=0, lr_mult=1., label_smoothing=0.)
+             teacher_size=0, freeze_epochs=0, lr_mult=1., label_smoothing=0., tau=1.)
 kd_only = {'teacher', 'loss', 'temperature', 'alpha', 'teaching', 'unlabelled', 'teacher_size'} # only with a teacher
 roles = ['pretraining', 'teacher', 'student'] # in order of dependence
 
@@ -54,7 +54,7 @@ def _check_names(run):
     check_name(run.teaching, ['', 'online', 'unmatched'], 'teaching')
     if not run.teacher: return
     check_name(run.loss, [*losses, *feature_losses], 'loss')
-    for o in run.teacher.split('+'): check_model(architecture(o))
+    for o in run.teacher.split('+'): check_model(architecture(o), 'teacher')
 
 # %% ../../nbs/study/00_run.ipynb #4385f292
 def _check_together(run):
@@ -121,6 +121,7 @@ class Run(Training):
     freeze_epochs:int = 0   # epochs before the others in which the head alone is trained
     lr_mult:float = 1.      # times which the head learns faster than the body, as in fastai's `fine_tune`
     label_smoothing:float = 0. # share of a label that goes to all classes alike
+    tau:float = 1.          # strength of the balance "logit_adjust"
 
     def __post_init__(self):
         self.check()

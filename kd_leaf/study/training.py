@@ -15,7 +15,8 @@ from ..data.loaders import CrossEntropyLossFlat,SamplePlan,store_dls
 from ..data.resampling import LogitAdjustedLoss,class_weights,log_shares,resampling_plan,smote
 from ..data.store import take_fraction
 from ..data.views import Views,view_dls
-from ..distill.cache import MeanLogits,cache_teacher
+from ..distill.cache import cache_teacher
+from ..distill.several import MeanLogits
 from ..distill.callbacks import HideLabels,KDCallback,StopOnNaN
 from ..distill.features import FeatureKDCallback
 from ..distill.learner import make_learner
@@ -84,7 +85,7 @@ def _loaders(run, store, idx, plan, device):
 def _loss(run, store, idx):
     "The loss on labels, with the remedies against imbalance that lie in it"
     smoothing = dict(label_smoothing=run.label_smoothing)
-    if run.balance=='logit_adjust': return LogitAdjustedLoss(log_shares(store, idx), **smoothing)
+    if run.balance=='logit_adjust': return LogitAdjustedLoss(log_shares(store, idx), run.tau, **smoothing)
     return CrossEntropyLossFlat(weight=class_weights(store, idx) if run.balance=='weights' else None, **smoothing)
 
 def _learner(run, store, idx, dls, device, sha256):
@@ -95,7 +96,7 @@ def _learner(run, store, idx, dls, device, sha256):
     model = create_model(kind, len(store.vocab), weights)
     return make_learner(dls, model, precision=precision, loss_func=_loss(run, store, idx).to(device))
 
-# %% ../../nbs/study/08_training.ipynb #b23f6323
+# %% ../../nbs/study/08_training.ipynb #67056064
 def _fit(run, learn, cbs):
     "The head alone if the run says so, then all of the network, each in one cycle"
     with learn.no_bar(), learn.no_logging():
@@ -105,6 +106,7 @@ def _fit(run, learn, cbs):
             learn.unfreeze()
         learn.fit_one_cycle(run.epochs, slice(run.lr/run.lr_mult, run.lr), wd=run.wd, cbs=cbs)
 
+# %% ../../nbs/study/08_training.ipynb #b23f6323
 def fit_run(
     run:Run, # what to train
     store, # `ImageStore`
