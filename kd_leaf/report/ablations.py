@@ -28,12 +28,13 @@ def variant_runs(
     base:dict, # from `study_fields`
     names # of all fields that some variant of the study changes
 ) -> tuple: # (distilled, baseline), data frames with a row a seed
-    "The runs of one variant; `LookupError` if there are none"
+    "The runs of one variant, no distilled ones where it has no teacher; `LookupError` if there are none"
     students,names = pick(runs, role='student'),{*names, 'teacher'}
     taught = base | variant
     alone = base | alone_fields(variant) | dict(teacher='')
     of_alone = (names-kd_only) | {'teacher'}
-    return pick(students, **{k: taught[k] for k in names}),pick(students, **{k: alone[k] for k in of_alone})
+    baseline = pick(students, **{k: alone[k] for k in of_alone})
+    return pick(students, **{k: taught[k] for k in names}) if taught['teacher'] else baseline[:0],baseline
 
 # %% ../../nbs/report/04_ablations.ipynb #d39f8c63
 def rare_f1(
@@ -49,7 +50,7 @@ def rare_f1(
 def _check_seeds(variant, last_variant, kd, alone, last):
     "Raise `LookupError` unless all three have the same seeds on record"
     seeds = [list(o.seed) for o in (kd, alone, last)]
-    if seeds[0]==seeds[1]==seeds[2]: return
+    if seeds[1]==seeds[2] and seeds[0] in ([], seeds[1]): return
     raise LookupError(f'seeds on record: {seeds[0]} of {variant}, {seeds[1]} of its baseline, '
                       f'{seeds[2]} of {last_variant}: finish the study first')
 
@@ -63,18 +64,19 @@ def _ci_text(d): return with_ci(d.difference, d.low, d.high) if d else ''
 
 def _variant_row(kd, alone, last, with_rare):
     "Numbers and text of one row: the distilled runs, their baseline, and the last variant (None: this is it)"
-    gain,diff = paired_difference(kd, alone),None if last is None else paired_difference(kd, last)
+    gain,diff = (paired_difference(kd, o) if len(kd) and o is not None else None for o in (alone, last))
     numbers = dict(alone_mean=alone.f1.mean(), alone_sd=alone.f1.std(ddof=1))
     numbers |= dict(kd_mean=kd.f1.mean(), kd_sd=kd.f1.std(ddof=1))
     numbers |= _interval_columns('gain', gain) | _interval_columns('diff', diff)
-    text = {'No KD': mean_sd(alone.f1), 'Distilled': mean_sd(kd.f1)}
+    text = {'No KD': mean_sd(alone.f1), 'Distilled': mean_sd(kd.f1) if len(kd) else ''}
     text |= {'Gain': _ci_text(gain), 'Difference': _ci_text(diff)}
     if with_rare:
         rare = dict(rare_alone=rare_f1(alone).mean(), rare_kd=rare_f1(kd).mean())
         numbers |= rare
         text |= dict(zip(('Rare, no KD', 'Rare, distilled'), (f'{o:.3f}' for o in rare.values())))
-    numbers |= dict(seeds=len(kd), train_s=kd.train_s.mean())
-    return numbers,text | {'Seconds': f'{kd.train_s.mean():.0f}'}
+    seconds = (kd if len(kd) else alone).train_s.mean()
+    numbers |= dict(seeds=len(alone), train_s=seconds)
+    return numbers,text | {'Seconds': f'{seconds:.0f}'}
 
 # %% ../../nbs/report/04_ablations.ipynb #2c705372
 _variant_note = (" F1 of the no-KD baseline and of the distilled student. Gain: distilled minus baseline; "
@@ -116,7 +118,7 @@ def _variants_of(runs, spec, group):
     base,names = study_fields(spec),variant_names(spec)
     for v in variant_groups(spec['grid'])[group]:
         distilled,alone = variant_runs(runs, v, base, names)
-        yield v,'distilled',distilled
+        if len(distilled): yield v,'distilled',distilled
         yield v,'no KD',alone
 
 def _value_label(name, value):

@@ -10,7 +10,8 @@ __all__ = ['reset_peak', 'peak_rss_mb', 'code_version', 'provenance', 'weights_p
            'todo_runs', 'reuse_records', 'collect', 'check_images']
 
 # %% ../../nbs/study/04_files.ipynb #aaf40efc
-import contextlib,datetime,functools,shutil,subprocess,zipfile,zlib
+import contextlib,datetime,functools,platform,shutil,subprocess,zipfile,zlib
+from importlib.metadata import PackageNotFoundError,version
 from pathlib import Path
 import numpy as np, pandas as pd, psutil
 import kd_leaf
@@ -46,13 +47,21 @@ def code_version() -> dict: # commit ('' if there is none) and dirty
     state = git('status', '--porcelain', '--', 'kd_leaf', 'data', 'nbs/studies', 'settings.ini')
     return dict(commit=git('rev-parse', '--short=12', 'HEAD') or '', dirty=state is None or bool(state))
 
+@functools.cache
+def _versions():
+    "Versions of what a number could depend on, as far as it is installed"
+    names,found = ('kd_leaf', 'torchvision', 'timm', 'fastai', 'numpy', 'imbalanced-learn', 'scikit-learn'),{}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError): found[name] = version(name)
+    return dict(python=platform.python_version()) | found
+
 def provenance(
     device:str # "cpu", "cuda", …
-) -> dict: # device, torch, commit, dirty, date
+) -> dict: # device, torch, versions, commit, dirty, date
     "Where, with what and when: the columns that say how a row was made"
     import torch
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
-    return dict(device=device_name(device), torch=torch.__version__, **code_version(), date=now)
+    return dict(device=device_name(device), torch=torch.__version__, versions=_versions(), **code_version(), date=now)
 
 # %% ../../nbs/study/04_files.ipynb #dcc083af
 def weights_path(
@@ -104,11 +113,13 @@ def record_files(
     "Files of all records; those of failed runs are none"
     return [f for f in sorted((folder/'runs').glob('*.json')) if not f.name.endswith('.error.json')]
 
+_lists = {'vocab', 'history', 'class_f1', 'versions'} # of a record: not in a table
+
 def table_of(
     records # list of dicts
-) -> pd.DataFrame: # a row a record, without its lists of classes and epochs
+) -> pd.DataFrame: # a row a record, without its lists
     "Records as a table"
-    return pd.DataFrame([{k: v for k,v in r.items() if k not in ('vocab', 'history')} for r in records])
+    return pd.DataFrame([{k: v for k,v in r.items() if k not in _lists} for r in records])
 
 # %% ../../nbs/study/04_files.ipynb #f53ad41c
 def read_predictions(

@@ -14,10 +14,10 @@ import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from filelock import FileLock
 from ..core import DiskFull,cache_dir,check_writable,clean_leftovers,default_device,file_sha256
-from ..core import write_csv,write_json,write_npz
+from ..core import stable_hash,write_csv,write_json,write_npz
 from ..data.store import image_store
 from ..distill.learner import predict_logits
-from ..evaluate.metrics import scores
+from ..evaluate.metrics import class_report,scores
 from ..models.precision import free_memory,tune_malloc
 from ..models.zoo import create_model,n_flops,n_params,save_weights
 from .run import Run,architecture
@@ -43,7 +43,13 @@ def _save_predictions(file, learn, store):
         arrays |= {f'{split}_logits': logits, f'{split}_targets': targets.astype(np.int16)}
         columns |= {prefix+k: v for k,v in scores(logits, targets).items()}
     write_npz(file, **arrays)
-    return columns
+    each = class_report(logits, targets, store.vocab) # on test
+    weighted = float(np.average(each.f1, weights=each.support))
+    return columns | dict(f1_weighted=weighted, class_f1=each.f1.round(6).tolist())
+
+def _ids_hash(store):
+    "Hash of which images the predictions are for, in order"
+    return stable_hash([[store.ids[k] for k in store.where(s)] for s in ('valid', 'test')], 16)
 
 def _history(learn):
     "Losses and scores by epoch"
@@ -74,7 +80,7 @@ def do_run(
     record |= dict(train_s=seconds, teach_s=kd.seconds if kd else 0., images_per_s=shown/seconds)
     record |= provenance(device)
     record |= dict(weights_sha256=sha256, preds_sha256=file_sha256(preds_path(file)))
-    record |= dict(vocab=store.vocab, history=_history(learn))
+    record |= dict(vocab=store.vocab, ids_sha256=_ids_hash(store), history=_history(learn))
     write_json(file, record)
     return record
 
@@ -159,6 +165,12 @@ def _run_todo(study, todo, costs, arguments, executor):
     return failed
 
 # %% ../../nbs/study/09_runner.ipynb #bc24e614
+def _images(store):
+    "The images that predictions are for, in their order: split, id, class"
+    rows = np.concatenate([store.where(s) for s in ('valid', 'test')])
+    names = np.array(store.vocab)[store.labels[rows]]
+    return pd.DataFrame(dict(split=store.splits[rows], id=[store.ids[k] for k in rows], label=names))
+
 def _prepare(study, store):
     "Check folders and images before anything is trained; returns the images"
     check_writable(study.dir),code_version()
@@ -167,6 +179,7 @@ def _prepare(study, store):
     store = store or image_store(study.dataset, study.size)
     check_images(study, store)
     write_csv(study.dir/'classes.csv', store.counts().reset_index())
+    write_csv(study.dir/'images.csv', _images(store))
     return store
 
 # %% ../../nbs/study/09_runner.ipynb #9da14edd

@@ -142,7 +142,9 @@ def write_costs(
         old = pd.read_csv(file)
         if {*names, 'selector'} <= {*old.model}: return old
     nets = {o: create_model(architecture(o), n_classes) for o in names} | dict(selector=selector_net(4))
-    rows = [dict(model=name) | model_cost(net, study.size, device) | provenance(device) for name,net in nets.items()]
-    df = pd.DataFrame(rows)
+    sizes = dict(runs.groupby('model')['size'].max(), selector=study.size)
+    measured = {name: model_cost(net, int(sizes[name]), device) for name,net in nets.items()}
+    df = pd.DataFrame([dict(model=name) | cost for name,cost in measured.items()])
+    df = df.assign(**{k: v for k,v in provenance(device).items() if k!='versions'})
     write_csv(file, df)
     return df
