@@ -36,11 +36,12 @@ def with_ci(
 # %% ../../nbs/report/00_format.ipynb #8a294601
 _models = dict(densenet121='DenseNet121', resnet101='ResNet101', resnet50='ResNet50', cnn4='CNN4',
                googlenet='GoogLeNet', shufflenet_v2_x1_0='ShuffleNetV2',
-               efficientnet_b0='EfficientNetB0', mobilenet_v2='MobileNetV2')
+               efficientnet_b0='EfficientNetB0', mobilenet_v2='MobileNetV2', resnet18='ResNet18',
+               tf_efficientnet_lite0='EfficientNet-Lite0')
 _losses = dict(soft_target='soft targets', logit_mse='logit MSE', dkd='DKD', nkd='NKD', dist='DIST', rkd='RKD', sp='SP',
                standardized='standardised logits', hint='FitNets hint', attention='attention transfer')
 _balances = dict(none='no balancing', weights='class weights', over='over-sampling', under='under-sampling',
-                 smote='SMOTE', smote_features='SMOTE in features')
+                 smote='SMOTE', smote_features='SMOTE in features', logit_adjust='logit adjustment')
 _scores = dict(accuracy='Accuracy', precision='Precision', recall='Recall', f1='F1')
 _names = _models | _losses | _balances | _scores
 
