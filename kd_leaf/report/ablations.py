@@ -15,7 +15,7 @@ from ..core import results_dir
 from ..study.run import kd_only
 from ..study.spec import variant_groups
 from ..study.config import alone_fields,main_runs,multi_teacher,study_fields,variant_names
-from ..evaluate.metrics import class_report
+from ..evaluate.metrics import class_report,holm
 from .format import Table,describe,display_name,made_from,mean_sd,with_ci
 from .tables import paired_difference
 from .figures import new_axes,synthetic_warning
@@ -62,12 +62,19 @@ def _interval_columns(name, d):
 
 def _ci_text(d): return with_ci(d.difference, d.low, d.high) if d else ''
 
+def _mark_significant(data, text):
+    "A star after each gain that is significant after Holm's correction over the table"
+    compared = [(numbers['gain_p'], words) for numbers,words in zip(data, text) if numbers['gain_p']<=1]
+    for (_,words),p in zip(compared, holm([p for p,_ in compared])):
+        if p<.05: words['Gain'] += '*'
+
 def _variant_row(kd, alone, last, with_rare):
     "Numbers and text of one row: the distilled runs, their baseline, and the last variant (None: this is it)"
     gain,diff = (paired_difference(kd, o) if len(kd) and o is not None else None for o in (alone, last))
     numbers = dict(alone_mean=alone.f1.mean(), alone_sd=alone.f1.std(ddof=1))
     numbers |= dict(kd_mean=kd.f1.mean(), kd_sd=kd.f1.std(ddof=1))
-    numbers |= _interval_columns('gain', gain) | _interval_columns('diff', diff)
+    numbers |= _interval_columns('gain', gain) | dict(gain_p=gain.p if gain else np.nan)
+    numbers |= _interval_columns('diff', diff)
     text = {'No KD': mean_sd(alone.f1), 'Distilled': mean_sd(kd.f1) if len(kd) else ''}
     text |= {'Gain': _ci_text(gain), 'Difference': _ci_text(diff)}
     if with_rare:
@@ -80,8 +87,8 @@ def _variant_row(kd, alone, last, with_rare):
 
 # %% ../../nbs/report/04_ablations.ipynb #2c705372
 _variant_note = (" F1 of the no-KD baseline and of the distilled student. Gain: distilled minus baseline; "
-                 "difference: to the last row; both with 95 % CI by a paired bootstrap over test images and "
-                 "seeds. The baseline has the same variant as far as it concerns a student without a teacher. "
+                 "difference: to the last row; both with 95 % CI over test images and seeds; * p < .05 after "
+                 "Holm's correction over the gains of the table. The baseline has the same variant as far as it concerns a student without a teacher. "
                  "Seconds: of training, the cache included where it was made.")
 _rare_note = ' Rare: mean F1 of the three classes with fewest training images.'
 
@@ -107,6 +114,7 @@ def variant_table(
             where = dict(student=model) | {k: (base | v)[k] for k in shown}
             data.append(where | numbers)
             text.append({display_name(k, k.capitalize()): _field_text(o) for k,o in where.items()} | words)
+    _mark_significant(data, text)
     rows = runs[runs.role=='student']
     caption = describe(rows)+_variant_note+(_rare_note if 'balance' in shown else '')
     title = f'Students by {display_name(group)}'

@@ -11,7 +11,7 @@ __all__ = ['scores_shown', 'value', 'gains', 'gain', 'best_student', 'best_trio'
 # %% ../../nbs/report/01_tables.ipynb #868e5849
 from dataclasses import fields
 import numpy as np, pandas as pd
-from ..evaluate.metrics import agreement,calibration_error,fit_temperature,paired_bootstrap
+from ..evaluate.metrics import agreement,calibration_error,fit_temperature,holm,paired_bootstrap
 from .format import Table,describe,display_name,listed,made_from,mean_sd,run_name
 from ..study.run import Run,kd_only
 from ..study.config import multi_teacher
@@ -97,7 +97,13 @@ def paired_difference(
     return paired_bootstrap(ours, theirs, targets)
 
 # %% ../../nbs/report/01_tables.ipynb #6c026e2f
-_star = ' * better in F1 than without KD: the 95 % interval of the difference is above zero.'
+_star = ' * better in F1 than without KD, p < .05 after Holm\'s correction over the table.'
+
+def _better(rows):
+    "Students that are better with KD than without, after Holm's correction over all of them"
+    pairs = {name: (g[g.KD=='yes'], g[g.KD=='no']) for name,g in rows.groupby('student')}
+    found = {name: paired_difference(*pair) for name,pair in pairs.items() if list(pair[0].seed)==list(pair[1].seed)}
+    return [name for (name,d),p in zip(found.items(), holm([d.p for d in found.values()])) if p<.05 and d.difference>0]
 
 def kd_table(
     runs:pd.DataFrame, # from `load_runs`
@@ -110,10 +116,7 @@ def kd_table(
     if rows.empty: raise LookupError(f'no students with balance={balance!r}')
     rows = rows.assign(student=rows.model, KD=np.where(rows.teacher=='', 'no', 'yes'))
     data,text = _aggregate(rows, ['student', 'KD'], scores_shown)
-    for student,group in rows.groupby('student'):
-        kd,alone = group[group.KD=='yes'],group[group.KD=='no']
-        better = list(kd.seed)==list(alone.seed) and paired_difference(kd, alone).low>0
-        if better: text.loc[(text.student==student) & (text.KD=='yes'), 'f1'] += '*'
+    for student in _better(rows): text.loc[(text.student==student) & (text.KD=='yes'), 'f1'] += '*'
     title = f'Students of {display_name(teacher)}, {display_name(balance)}'
     text = _for_display(text).rename(columns=dict(Kd='KD'))
     return Table(f'{teacher}_{balance}', title, describe(rows)+_star, data, text, made_from(rows))
@@ -155,7 +158,7 @@ def setup_table(
 
 # %% ../../nbs/report/01_tables.ipynb #4e3a8791
 _setting = ['teacher', 'balance', 'student']
-_ci_note = (' 95 % CI: of our gain, by a paired bootstrap over test images and seeds. '
+_ci_note = (' 95 % CI: of our gain, over test images and seeds. '
             'The source names neither images nor seeds.')
 
 def _source_gains(source, metric):
