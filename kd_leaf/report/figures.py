@@ -126,11 +126,11 @@ def score_figure(
 
 # %% ../../nbs/report/02_figures.ipynb #d5192658
 def _history(run):
-    "Validation F1 of a run, one row an epoch"
+    "Validation F1 of a run, a row an epoch that was validated"
     file = results_dir(run.study, run.profile)/'runs'/f'{run.key}.json'
     scores = json.loads(file.read_text(encoding='utf-8'))['history']['f1_score']
-    return pd.DataFrame(dict(epoch=range(1, len(scores)+1), f1=scores, seed=run.seed, model=run_name(run),
-                             balance=display_name(run.balance)))
+    validated = pd.DataFrame(dict(epoch=range(1, len(scores)+1), f1=pd.to_numeric(pd.Series(scores)))).dropna()
+    return validated.assign(seed=run.seed, model=run_name(run), balance=display_name(run.balance))
 
 def curve_figure(
     runs:pd.DataFrame, # from `load_runs`

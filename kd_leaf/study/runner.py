@@ -52,9 +52,9 @@ def _ids_hash(store):
     return stable_hash([[store.ids[k] for k in store.where(s)] for s in ('valid', 'test')], 16)
 
 def _history(learn):
-    "Losses and scores by epoch"
-    names = learn.recorder.metric_names[1:-1]
-    return dict(zip(names, map(list, zip(*learn.recorder.values))))
+    "Losses and scores by epoch; None where it was not validated"
+    names,rows = learn.recorder.metric_names[1:-1],learn.recorder.values
+    return {name: [row[k] if k<len(row) else None for row in rows] for k,name in enumerate(names)}
 
 # %% ../../nbs/study/09_runner.ipynb #7ebc8091
 def do_run(
