@@ -99,7 +99,8 @@ def _fit_stacking(logits, targets, folds=5):
         raise ValueError(f'stacking needs 2 images of each class in valid, and there are fewer of class {few.tolist()}')
     x,splits = np.concatenate(log_softmax(logits, axis=-1), -1),min(folds, counts.min())
     scale = StandardScaler().fit(x)
-    search = GridSearchCV(LogisticRegression(max_iter=1000), dict(C=np.logspace(-3, 1, 5)), scoring='neg_log_loss',
+    tried = dict(C=np.logspace(-3, 1, 5), class_weight=[None, 'balanced'])
+    search = GridSearchCV(LogisticRegression(max_iter=1000), tried, scoring='f1_macro',
                           cv=StratifiedKFold(splits, shuffle=True, random_state=0))
     with threadpool_limits(1): # matrices this small are done sooner by one thread
         fit = search.fit(scale.transform(x), targets).best_estimator_
