@@ -1305,4 +1305,6 @@ d = { 'settings': { 'branch': 'main',
                                                                                        'kd_leaf/study/training.py'),
                                         'kd_leaf.study.training._weights_of': ( 'study/training.html#_weights_of',
                                                                                 'kd_leaf/study/training.py'),
+                                        'kd_leaf.study.training._with_unlabelled': ( 'study/training.html#_with_unlabelled',
+                                                                                     'kd_leaf/study/training.py'),
                                         'kd_leaf.study.training.fit_run': ('study/training.html#fit_run', 'kd_leaf/study/training.py')}}}

@@ -59,7 +59,6 @@ def _check_names(run):
 # %% ../../nbs/study/00_run.ipynb #4385f292
 def _check_together(run):
     "What goes together, and what needs a teacher"
-    from kd_leaf.data.resampling import in_the_loss
     from kd_leaf.distill.losses import feature_losses
     views = f'teaching={run.teaching!r}: this needs a teacher and views=1 or more'
     _require(not run.teaching or (run.teacher and run.views), views)
@@ -68,9 +67,7 @@ def _check_together(run):
     own_size = f'teacher_size={run.teacher_size}: a teacher sees images at its own size through its cache: '
     cached = run.teacher and run.views and run.teaching!='online' and run.loss not in feature_losses
     _require(cached or not run.teacher_size, own_size+'choose a teacher, views=1 or more, and a loss on logits')
-    hidden = (f'unlabelled with balance={run.balance!r}, views={run.views}: '
-              f'it needs a balance among {in_the_loss}, and views=1 or more')
-    _require(not run.unlabelled or (run.balance in in_the_loss and run.views), hidden)
+    _require(run.views or not run.unlabelled, f'unlabelled with views={run.views}: it needs views=1 or more')
     from_file = run.weights not in ('none', 'imagenet') and not run.pretraining
     no_file = f"weights={run.weights!r} is no file: use 'none', 'imagenet' or a .safetensors or .pth file"
     _require(not from_file or Path(run.weights).is_file(), no_file)

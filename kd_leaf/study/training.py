@@ -9,11 +9,12 @@ __all__ = ['SparseValidation', 'fit_run']
 
 # %% ../../nbs/study/08_training.ipynb #af0ef268
 import time
+import numpy as np
 from fastai.callback.core import Callback,CancelValidException
 from ..core import default_device,file_sha256,seed_everything
 from ..data.augment import turning
 from ..data.loaders import CrossEntropyLossFlat,SamplePlan,store_dls
-from ..data.resampling import LogitAdjustedLoss,class_weights,log_shares,resampling_plan,smote
+from ..data.resampling import LogitAdjustedLoss,class_weights,in_the_loss,log_shares,resampling_plan,smote
 from ..data.store import take_fraction
 from ..data.views import Views,view_dls
 from ..distill.cache import cache_teacher
@@ -70,10 +71,16 @@ def _labelled(run, store):
     return idx[take_fraction(store.labels[idx], [store.ids[i] for i in idx], run.fraction, run.seed)]
 
 def _plan(run, store, idx, teachers, device):
-    "Which images a run is shown"
-    if run.unlabelled: return SamplePlan.of(store.where('train'))
+    "What a run is shown of the images whose labels it knows"
     if run.balance!='smote_features': return resampling_plan(run.balance, store, idx, run.seed)
     return smote(store, idx, run.seed, features=smote_features(teachers[0], store, device=device))
+
+def _with_unlabelled(run, store, idx, plan):
+    "A plan, and the rest of the training split after it"
+    train = store.where('train')
+    if run.balance in in_the_loss: return SamplePlan.of(train)
+    rest = SamplePlan.of(np.setdiff1d(train, idx))
+    return SamplePlan(*(np.concatenate([getattr(o, k) for o in (plan, rest)]) for k in ('i', 'j', 'lam')))
 
 def _loaders(run, store, idx, plan, device):
     "Loaders of a run: replayed views, or fastai's augmentation"
@@ -133,11 +140,12 @@ def fit_run(
     seed_everything(run.seed, deterministic=device=='cpu')
     idx = _labelled(run, store)
     teachers = _load_teachers(run, len(store.vocab), sha256)
-    dls = _loaders(run, store, idx, _plan(run, store, idx, teachers, device), device)
+    known = _plan(run, store, idx, teachers, device)
+    dls = _loaders(run, store, idx, _with_unlabelled(run, store, idx, known) if run.unlabelled else known, device)
     learn = _learner(run, store, idx, dls, device, sha256)
     kd = _distillation(run, teachers, dls, device, teacher_store) if teachers else None
     own = [kd] if kd else []
-    if run.unlabelled: own.append(HideLabels(SamplePlan.of(idx).keys(store)))
+    if run.unlabelled: own.append(HideLabels(known.keys(store)))
     if run.start_size: own.append(GrowImages(run.start_size))
     seed_everything(run.seed, deterministic=device=='cpu') # whatever the set-up drew
     _fit(run, learn, [*own, SparseValidation(), StopOnNaN(), *cbs])
