@@ -27,6 +27,11 @@ def _who_is_how_good(runs):
     return (f'The teachers recognise {_percent(teachers.accuracy)} of the test images ({each}); '
             f'{few}, {_percent(alone.accuracy)}.')
 
+def _what_they_see(runs):
+    "Half a sentence more where distilled students see images without labels, too"
+    rest = (runs.teacher!='') & (runs.role=='student') & runs.unlabelled
+    return ' Distilled students see the other training images as well, without labels.' if rest.any() else ''
+
 def _what_distillation_adds(df):
     n,helped = len(df),int((df.gain>0).sum())
     best = df.loc[df.gain.idxmax()]
@@ -48,7 +53,7 @@ def sentences(
     "What one sees in a study"
     df = gains(runs[~multi_teacher(runs)])
     df = df.groupby(['teacher', 'balance', 'model'], as_index=False)[['alone', 'distilled', 'gain']].mean()
-    return [_who_is_how_good(runs), _what_distillation_adds(df), _what_it_is_worth(runs)]
+    return [_who_is_how_good(runs), _what_distillation_adds(df)+_what_they_see(runs), _what_it_is_worth(runs)]
 
 # %% ../../nbs/report/06_summary.ipynb #0dc9d427
 def from_to(

@@ -102,7 +102,9 @@ def _learner(run, store, idx, dls, device, sha256):
     weights = _weights_of(run.pretraining, run.model, sha256) if run.pretraining else run.weights
     precision = fastest_precision(kind, run.size, device) if run.mode=='auto' else run.mode
     model = create_model(kind, len(store.vocab), weights)
-    return make_learner(dls, model, precision=precision, loss_func=_loss(run, store, idx).to(device))
+    loss = _loss(run, store, idx)
+    loss.to(device)
+    return make_learner(dls, model, precision=precision, loss_func=loss)
 
 # %% ../../nbs/study/08_training.ipynb #190a8764
 class SparseValidation(Callback):
