@@ -20,7 +20,8 @@ from ..study.run import architecture
 from .hub import facts_of_record
 
 # %% ../../nbs/deploy/09_released.ipynb #0dd1214b
-_kept = 'key', 'study', 'profile', 'model', 'teacher', 'size', 'dataset', 'seed', 'accuracy', 'f1', 'class_f1', 'commit', 'torch', 'date'
+_kept = ['key', 'study', 'profile', 'model', 'teacher', 'size', 'dataset', 'seed',
+         'accuracy', 'f1', 'class_f1', 'commit', 'torch', 'date']
 
 def release(
     study, # `Study` that the run is of
@@ -53,8 +54,9 @@ def list_released(
     rows = []
     for file in sorted(_models_dir(study).glob('*.json')):
         note,weights = read_json(file),file.with_suffix('.safetensors')
-        rows.append(dict(name=file.stem, model=note['model'], teacher=note['teacher'], size=note['size'], params=note['params'],
-                         kB=round(weights.stat().st_size/1000), accuracy=note['accuracy'], f1=note['f1']))
+        noted = {k: note[k] for k in ('model', 'teacher', 'size', 'params')}
+        measured = dict(kB=round(weights.stat().st_size/1000), accuracy=note['accuracy'], f1=note['f1'])
+        rows.append(dict(name=file.stem) | noted | measured)
     return pd.DataFrame(rows)
 
 def load_released(
