@@ -78,6 +78,13 @@ def test_tutorial(tutorial, tmp_path, monkeypatch):
     NotebookClient(nb, timeout=600, resources=dict(metadata=dict(path=str(tmp_path)))).execute()
 
 
+@pytest.mark.parametrize('tutorial', TUTORIALS, ids=name)
+def test_tutorial_installs_the_package_on_colab_only(tutorial):
+    "In the cell that a reader runs first; in the test above it did nothing, since Colab is not there"
+    first, *_ = (source(c) for c in cells(tutorial, 'code'))
+    assert re.fullmatch(r"import sys\nif 'google.colab' in sys.modules: #.*\n    %pip install -q '?(kd_leaf\[.*)?git\+https://.*", first)
+
+
 @pytest.mark.parametrize('module', MODULES, ids=name)
 def test_floors(module):
     "A folder imports from lower folders only, a module only from earlier modules of its own folder"

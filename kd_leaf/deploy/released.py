@@ -9,12 +9,12 @@ __all__ = ['release', 'list_released', 'load_released']
 
 # %% ../../nbs/deploy/09_released.ipynb #98a61681
 from pathlib import Path
-import pandas as pd, torch
+import pandas as pd
 from safetensors.torch import save_file
 from ..checks import check_name
 from ..core import atomic_path,file_sha256,read_json,results_dir,write_json
 from ..models.weights import read_weights
-from ..models.zoo import create_model,n_params
+from ..models.zoo import create_model
 from ..study.files import read_record,record_path,weights_path
 from ..study.run import architecture
 from .hub import facts_of_record
