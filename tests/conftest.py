@@ -43,3 +43,42 @@ def copy(tmp_path_factory):
             (dest/f).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT/f, dest/f)
     return dest
+
+
+@pytest.fixture
+def cache_elsewhere(tmp_path, monkeypatch): monkeypatch.setenv('KD_LEAF_CACHE', str(tmp_path/'cache'))
+
+
+@pytest.fixture(scope='module')
+def store():
+    "Drawn leaves of 32 pixels"
+    from kd_leaf.data.store import image_store
+    return image_store('synthetic-leaves', 32)
+
+
+@pytest.fixture(scope='module')
+def plan(store):
+    "An eighth of the training images"
+    from kd_leaf.data.loaders import SamplePlan
+    return SamplePlan.of(store.where('train')[::8])
+
+
+@pytest.fixture
+def dls(store, plan):
+    from kd_leaf.data.loaders import store_dls
+    return store_dls(store, plan, bs=16, device='cpu')
+
+
+@pytest.fixture
+def vdls(store, plan):
+    "The same, three views of each image"
+    from kd_leaf.data.views import Views, view_dls
+    return view_dls(store, Views(n=3), plan, bs=16, device='cpu')
+
+
+@pytest.fixture(scope='module')
+def teacher(store):
+    from kd_leaf.core import seed_everything
+    from kd_leaf.models.zoo import create_model
+    seed_everything(0)
+    return create_model('cnn4', len(store.vocab))

@@ -1,21 +1,20 @@
 "Export, int8, hub and command line: what takes too long for a notebook, or needs another process"
-import json, os, re, subprocess, sys
+import os, re, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 
 pytest.importorskip('onnxruntime', reason="needs pip install 'kd_leaf[deploy]'")
-import onnx
 from kd_leaf.core import seed_everything
 from kd_leaf.data.synthetic import draw_leaf
 from kd_leaf.deploy import page
 from kd_leaf.deploy.cli import main
-from kd_leaf.deploy.export import ExportMismatch, drawn_leaf_images, export_core, export_onnx, prepare_graph, weights_sha256
+from kd_leaf.deploy.export import ExportMismatch, drawn_leaf_images, export_core, export_onnx, weights_sha256
 from kd_leaf.deploy.hub import from_hub, push_to_hub
 from kd_leaf.deploy.quantize import all_probabilities, quantize_onnx
-from kd_leaf.deploy.runtime import OnnxClassifier, read_image
+from kd_leaf.deploy.runtime import read_image
 from kd_leaf.ensemble.model import Ensemble
-from kd_leaf.ensemble.rules import Rule, fit_ensemble
+from kd_leaf.ensemble.rules import fit_ensemble
 from kd_leaf.ensemble.selector import selector_net
 from kd_leaf.models.zoo import create_model, students, teachers
 import hub_server

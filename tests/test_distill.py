@@ -7,8 +7,7 @@ from fastai.basics import Callback, CrossEntropyLossFlat, Learner
 from safetensors.torch import save_file
 from torch import nn
 from kd_leaf.core import seed_everything
-from kd_leaf.data.loaders import SamplePlan, store_dls
-from kd_leaf.data.store import image_store
+from kd_leaf.data.loaders import SamplePlan
 from kd_leaf.data.views import Views, view_dls
 from kd_leaf.distill.cache import TeacherLogits, cache_teacher
 from kd_leaf.distill.callbacks import KDCallback
@@ -23,30 +22,7 @@ from kd_leaf.models.weights import architecture_hash, lite_file, read_tensors, w
 from kd_leaf.models.zoo import create_model, has_weights, load_weights, save_weights
 
 
-@pytest.fixture(scope='module')
-def store(): return image_store('synthetic-leaves', 32)
-
-
-@pytest.fixture(scope='module')
-def plan(store): return SamplePlan.of(store.where('train')[::8])
-
-
-@pytest.fixture
-def dls(store, plan): return store_dls(store, plan, bs=16, device='cpu')
-
-
-@pytest.fixture
-def vdls(store, plan): return view_dls(store, Views(n=3), plan, bs=16, device='cpu')
-
-
-@pytest.fixture(scope='module')
-def teacher(store):
-    seed_everything(0)
-    return create_model('cnn4', len(store.vocab))
-
-
-@pytest.fixture(autouse=True)
-def cache_elsewhere(tmp_path, monkeypatch): monkeypatch.setenv('KD_LEAF_CACHE', str(tmp_path/'cache'))
+pytestmark = pytest.mark.usefixtures('cache_elsewhere')
 
 
 # bad arguments: each names parameter, value and what would do

@@ -7,9 +7,6 @@ from fastai.callback.training import GradientClip
 from fastai.vision.all import (Callback, CrossEntropyLossFlat, CSVLogger, CutMix, EarlyStoppingCallback, GradientAccumulation,
                                ImageDataLoaders, Learner, MixUp, Resize, SaveModelCallback, accuracy, load_learner, resnet18, vision_learner)
 from PIL import Image
-from kd_leaf.core import seed_everything
-from kd_leaf.data.loaders import SamplePlan, store_dls
-from kd_leaf.data.store import image_store
 from kd_leaf.data.views import Views, view_dls
 from kd_leaf.distill.cache import cache_teacher
 from kd_leaf.distill.callbacks import KDCallback
@@ -20,30 +17,7 @@ from kd_leaf.models.weights import OwnStats
 from kd_leaf.models.zoo import create_model
 
 
-@pytest.fixture(scope='module')
-def store(): return image_store('synthetic-leaves', 32)
-
-
-@pytest.fixture(scope='module')
-def plan(store): return SamplePlan.of(store.where('train')[::8])
-
-
-@pytest.fixture
-def dls(store, plan): return store_dls(store, plan, bs=16, device='cpu')
-
-
-@pytest.fixture
-def vdls(store, plan): return view_dls(store, Views(n=2), plan, bs=16, device='cpu')
-
-
-@pytest.fixture(scope='module')
-def teacher(store):
-    seed_everything(0)
-    return create_model('cnn4', len(store.vocab))
-
-
-@pytest.fixture(autouse=True)
-def cache_elsewhere(tmp_path, monkeypatch): monkeypatch.setenv('KD_LEAF_CACHE', str(tmp_path/'cache'))
+pytestmark = pytest.mark.usefixtures('cache_elsewhere')
 
 
 @contextlib.contextmanager

@@ -4,17 +4,12 @@ from fastai.basics import Callback, CrossEntropyLossFlat, Learner, accuracy
 from kd_leaf.data.resampling import resampling_plan
 from kd_leaf.distill.cache import cache_teacher
 from kd_leaf.core import seed_everything
-from kd_leaf.data.store import image_store
 from kd_leaf.distill.callbacks import KDCallback
 from kd_leaf.distill.features import FeatureKDCallback
 from kd_leaf.data.loaders import SamplePlan, StoreDataset, store_dls
 from kd_leaf.distill.losses import soft_target_loss
 from kd_leaf.models.zoo import create_model
 from kd_leaf.data.views import Views, view_dls
-
-
-@pytest.fixture(scope='module')
-def store(): return image_store('synthetic-leaves', 32)
 
 
 @pytest.fixture

@@ -86,11 +86,12 @@ def near(pages, here):
 
 
 def open_in(notebook, cfg):
-    "Links to run the notebook elsewhere and to read its source"
+    "Links to run the notebook elsewhere and to read its source; in Colab only a tutorial, which installs the package there"
     where = f'{cfg.user}/{cfg.repo}'
     links = {'Open in Colab': f'https://colab.research.google.com/github/{where}/blob/{cfg.branch}/{notebook}',
              'Open in Binder': f'https://mybinder.org/v2/gh/{where}/{cfg.branch}?labpath={notebook}',
              'Source notebook': f'{cfg.git_url}/blob/{cfg.branch}/{notebook}'}
+    if not notebook.startswith('nbs/tutorials/'): del links['Open in Colab']
     return '\n'.join(f'<a href="{url}">{text}</a>' for text, url in links.items())
 
 

@@ -10,7 +10,6 @@ __all__ = ['exporters', 'ExportMismatch', 'drawn_leaf_images', 'relative_differe
 
 # %% ../../nbs/deploy/03_export.ipynb #22bc5b16
 import contextlib,copy,hashlib,io,logging,warnings
-from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from torch import nn

@@ -21,7 +21,7 @@ from ..core import check_writable,file_sha256,read_json,write_json
 from ..checks import import_extra
 from ..data.cards import list_cards,load_card
 from .runtime import OnnxClassifier
-from ..models.zoo import create_model,save_weights
+from ..models.zoo import save_weights
 
 # %% ../../nbs/deploy/07_hub.ipynb #3b577284
 def _macro_f1(predicted, targets): return f1_score(targets, predicted, average='macro', zero_division=0)

@@ -9,18 +9,19 @@ __all__ = ['release', 'list_released', 'load_released']
 
 # %% ../../nbs/deploy/09_released.ipynb #98a61681
 from pathlib import Path
-import pandas as pd, torch
+import pandas as pd
 from safetensors.torch import save_file
 from ..checks import check_name
 from ..core import atomic_path,file_sha256,read_json,results_dir,write_json
 from ..models.weights import read_weights
-from ..models.zoo import create_model,n_params
+from ..models.zoo import create_model
 from ..study.files import read_record,record_path,weights_path
 from ..study.run import architecture
 from .hub import facts_of_record
 
 # %% ../../nbs/deploy/09_released.ipynb #0dd1214b
-_kept = 'key', 'study', 'profile', 'model', 'teacher', 'size', 'dataset', 'seed', 'accuracy', 'f1', 'class_f1', 'commit', 'torch', 'date'
+_kept = ['key', 'study', 'profile', 'model', 'teacher', 'size', 'dataset', 'seed',
+         'accuracy', 'f1', 'class_f1', 'commit', 'torch', 'date']
 
 def release(
     study, # `Study` that the run is of
@@ -53,8 +54,9 @@ def list_released(
     rows = []
     for file in sorted(_models_dir(study).glob('*.json')):
         note,weights = read_json(file),file.with_suffix('.safetensors')
-        rows.append(dict(name=file.stem, model=note['model'], teacher=note['teacher'], size=note['size'], params=note['params'],
-                         kB=round(weights.stat().st_size/1000), accuracy=note['accuracy'], f1=note['f1']))
+        noted = {k: note[k] for k in ('model', 'teacher', 'size', 'params')}
+        measured = dict(kB=round(weights.stat().st_size/1000), accuracy=note['accuracy'], f1=note['f1'])
+        rows.append(dict(name=file.stem) | noted | measured)
     return pd.DataFrame(rows)
 
 def load_released(

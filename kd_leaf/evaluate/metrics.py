@@ -129,7 +129,7 @@ def paired_bootstrap(
     check_number('n', n, 2, whole=True)
     check_number('level', level, 0, 1-1e-9, above=True)
     a,b,targets = _checked_pair(a, b, targets)
-    (n_seeds,m,n_classes),rng = a.shape,np.random.default_rng(seed)
+    (_,m,n_classes),rng = a.shape,np.random.default_rng(seed)
     drawn = rng.multinomial(m, [1/m]*m, size=n) # how often each image is in each draw
     weights = np.concatenate([np.ones((1, m)), drawn]).astype(np.float32) # first the images as they are
     f1 = lambda logits: _macro_f1(logits.argmax(1), targets, weights, n_classes)
