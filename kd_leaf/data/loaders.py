@@ -23,7 +23,7 @@ with warnings.catch_warnings(): # fastai 2.8 uses what torch and pandas now warn
     from fastai.torch_core import TensorCategory,TensorImage
     from fastai.vision.core import imagenet_stats
 from fastcore.basics import patch,store_attr
-from ..checks import check_number
+from ..checks import check_kind,check_number
 from ..core import default_device
 from .augment import TrainOnly,leaf_transforms
 from .files import decode_image
@@ -220,7 +220,9 @@ def store_dls(
     vflip:bool=True # flip up-down as well; False for images that have a top
 ) -> StoreDataLoaders: # train, valid, test
     "fastai `DataLoaders` over a store; `ValueError` if there is too little to train on"
+    if not hasattr(store, 'where'): raise TypeError(f'store={store!r}: give an `ImageStore`, from `image_store`')
     plan = SamplePlan.of(store.where('train')) if plan is None else plan
+    check_kind('plan', plan, SamplePlan, 'a `SamplePlan`, such as `SamplePlan.of(positions)`')
     if len(plan)<2: raise ValueError(f'{len(plan)} training images: batch normalisation needs at least 2')
     check_number('bs', bs, 1, whole=True)
     n = min(check_number('epoch_size', len(plan) if epoch_size is None else epoch_size, 2, whole=True), len(plan))

@@ -133,6 +133,7 @@ def smote(
 ) -> SamplePlan: # the real images, then the synthetic ones
     "SMOTE (arXiv:1106.1813) on training images; `ValueError` for a class of one"
     idx,table = np.asarray(idx),store.images if features is None else features
+    if idx.dtype.kind not in 'iu': raise TypeError(f"idx={idx!r}: give positions, such as store.where('train')")
     _check_smote(store, idx, k_neighbors)
     def features_of(k): return np.asarray(table[k.astype(int)], np.float32).reshape(len(k), -1)
     sampler = _PlanSMOTE(k_neighbors=_Neighbours(features_of, k_neighbors+1), random_state=seed)

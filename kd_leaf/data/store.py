@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 import PIL, numpy as np, pandas as pd
 import kd_leaf.data.synthetic
-from ..checks import check_name,check_number
+from ..checks import check_kind,check_name,check_number
 from ..core import DiskFull,atomic_dir,atomic_path,cache_dir,clean_leftovers
 from ..core import file_sha256,progress,read_json,stable_hash,write_json
 from .cards import Card,by_hash,cut,find_images,is_card,load_card
@@ -176,6 +176,7 @@ def image_store(
     seed:int=0 # for splits that must be made, and for the synthetic leaves; 0 or more
 ) -> ImageStore:
     "Open a data set, decoding it if that has not been done before; `ValueError`s of `list_images`, `DiskFull`"
+    check_kind('source', source, (str, Path), 'the name of a card, or a folder of class folders')
     check_number('size', size, 8, 1024, whole=True)
     check_name(on_bad, ('raise', 'skip'), 'on_bad')
     check_number('seed', seed, 0, whole=True)

@@ -11,7 +11,7 @@ __all__ = ['mix64', 'Views', 'show_views', 'ViewLoader', 'view_dls']
 import hashlib
 from dataclasses import asdict,dataclass
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
-from ..checks import check_number
+from ..checks import check_kind,check_number
 from .loaders import SamplePlan,StoreDataLoaders,StoreLoader,store_dls
 from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage
@@ -192,6 +192,7 @@ def view_dls(
     device=None # "cpu", "cuda", …; the fastest by default
 ) -> StoreDataLoaders: # train, valid, test
     "`store_dls` with views in training: the same view of an image is the same each time"
+    check_kind('views', views, Views, 'a recipe, such as Views(n=20)')
     dls = store_dls(store, plan, bs, epoch_size=epoch_size, device=device, vflip=views.vflip)
     old = dls.train
     train = ViewLoader(old.dataset, views, bs=bs, shuffle=True, n=old.n, drop_last=old.drop_last,

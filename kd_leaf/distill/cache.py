@@ -14,9 +14,10 @@ import numpy as np, torch
 from fastai.callback.schedule import Learner
 from fastcore.basics import patch
 from filelock import FileLock
-from ..checks import check_number
+from torch import nn
+from ..checks import check_kind,check_number
 from ..core import cache_dir,check_writable,file_sha256,progress,read_json,stable_hash,write_json
-from ..data.loaders import StoreDataset
+from ..data.loaders import DataLoaders,StoreDataset
 from ..data.views import ViewLoader,mix64
 from ..models.precision import free_memory,precisions,set_precision
 from ..models.weights import architecture_hash,settings,weights_hash
@@ -222,6 +223,8 @@ def cache_teacher(
     store=None # `ImageStore` of the same images at the teacher's own size; the loaders' by default
 ) -> TeacherLogits:
     "Compute a teacher's logits of every view that is shown, once; `ValueError` if the folder holds something else"
+    check_kind('teacher', teacher, (nn.Module, Learner), 'a module or a Learner: `create_model` makes one by its name')
+    check_kind('dls', dls, DataLoaders, 'loaders from `view_dls`')
     precision = precision or getattr(teacher, 'precision', 'fp32')
     if isinstance(teacher, Learner): teacher = teacher.model
     bs = check_number('bs', bs or (32 if dls.device.type=='cpu' else 256), 1, whole=True)

@@ -14,7 +14,8 @@ from fastai.callback.schedule import Learner # brings fit_one_cycle and fine_tun
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import F1Score,accuracy
 from fastcore.foundation import L
-from ..checks import check_name,check_training
+from torch import nn
+from ..checks import check_kind,check_name,check_training
 from ..core import seed_everything
 from ..data.views import ViewLoader
 from .cache import TeacherLogits,cache_teacher
@@ -34,6 +35,13 @@ def split_head(
     return [o for o in (body, head) if o]
 
 # %% ../../nbs/distill/06_learner.ipynb #600a0e56
+def _class_weights(weights, vocab):
+    "One weight a class, as a tensor; `TypeError` or `ValueError` otherwise"
+    if isinstance(weights, str): raise TypeError(f'class_weights={weights!r}: give numbers, such as `class_weights(store)`')
+    weights = torch.as_tensor(weights, dtype=torch.float32)
+    if weights.shape==(len(vocab),): return weights
+    raise ValueError(f'class_weights of shape {tuple(weights.shape)}: give one for each of the {len(vocab)} classes')
+
 def _classes(dls):
     "Names of the classes; `ValueError` if there are none"
     vocab = getattr(dls, 'vocab', None)
@@ -53,14 +61,17 @@ def make_learner(
     loss_func=None # instead of the cross-entropy, such as `LogitAdjustedLoss`
 ) -> Learner:
     "A Learner for classification; precision is measured for models by name, modules stay in fp32 unless told otherwise"
+    check_kind('model', model, (str, nn.Module), 'a module, or the name of a model')
     vocab,named = _classes(dls),isinstance(model, str)
     if wd is not None: check_training(wd=wd)
     if named: model,name = create_model(model, len(vocab), weights),model
     if precision=='auto':
         precision = fastest_precision(name, dls.one_batch()[0].shape[-1], str(dls.device)) if named else 'fp32'
     own = set_precision(model, precision)
-    if class_weights is not None: class_weights = torch.as_tensor(class_weights, dtype=torch.float32, device=dls.device)
+    if class_weights is not None: class_weights = _class_weights(class_weights, vocab).to(dls.device)
     metrics = [accuracy, F1Score(average='macro')] if metrics is None else metrics
+    for o in L(metrics):
+        if isinstance(o, str): raise TypeError(f'metrics={o!r}: give functions or metrics, such as fastai.metrics.accuracy')
     loss_func = loss_func or CrossEntropyLossFlat(weight=class_weights)
     learn = Learner(dls, model, loss_func, splitter=split_head, wd=wd, metrics=metrics)
     learn.precision = precision

@@ -51,6 +51,8 @@ class Ensemble(nn.Module):
         soft:bool=False # mix all members by the softmax of the selector, instead of running the highest only
     ):
         super().__init__()
+        if isinstance(members, (str, nn.Module)) or not hasattr(members, '__iter__'):
+            raise TypeError(f'members={type(members).__name__}: give a list of modules or Learners')
         members = [o.model if isinstance(o, Learner) else o for o in members]
         rule = rule or Rule('mixture', np.full(len(members), 1/max(len(members), 1)))
         _check_parts(members, rule, names, size, selector, soft)

@@ -101,9 +101,9 @@ def _macro_f1(predicted, targets, weights, n_classes):
 def _checked_pair(a, b, targets):
     "Logits (n_seeds, n, n_classes) of two models as arrays; `ValueError` if they are not of the same seeds and images"
     a,b,targets = np.asarray(a),np.asarray(b),np.asarray(targets)
-    if a.shape!=b.shape or a.ndim!=3 or a.shape[1]!=len(targets): raise ValueError(
-        f'logits of shapes {a.shape} and {b.shape} for {len(targets)} targets do not pair: '
-        f'both must be (n_seeds, {len(targets)}, n_classes)')
+    if a.shape!=b.shape or a.ndim!=3 or targets.shape!=a.shape[1:2]: raise ValueError(
+        f'logits of shapes {a.shape} and {b.shape} for {targets.size} targets do not pair: '
+        f'both must be (n_seeds, {targets.size}, n_classes)')
     for each in (*a, *b): _checked(each, targets)
     return a, b, targets
 

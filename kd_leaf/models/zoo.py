@@ -11,12 +11,13 @@ __all__ = ['teachers', 'students', 'fetch_remedies', 'cnn4', 'list_models', 'is_
 
 # %% ../../nbs/models/01_zoo.ipynb #227fdb64
 import copy,importlib,importlib.util,re
+from pathlib import Path
 import numpy as np, pandas as pd, torch, torchvision
 from fastai.callback.hook import Hook
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from ..checks import check_name,import_extra
+from ..checks import check_kind,check_name,check_number,import_extra
 from ..core import atomic_path,file_sha256,progress
 from ..data.loaders import store_dls
 from .weights import OwnStats,UnsafeFile,lite_file,load_in_order,read_weights,with_stats
@@ -174,7 +175,8 @@ def create_model(
     weights='none' # "none" (random), "imagenet", "auto" (ImageNet's if there are any), or a file
 ) -> nn.Module: # (bs, 3, H, W), ImageNet-normalised -> logits (bs, n_classes)
     "A classifier by name; `ValueError` for an unknown name, `ConnectionError` for weights that cannot be fetched"
-    check_model(name)
+    check_model(name), check_number('n_classes', n_classes, 1, whole=True)
+    check_kind('weights', weights, (str, Path), "'auto', 'none', 'imagenet', or the path of a file")
     if weights=='auto': weights = 'imagenet' if has_weights(name) else 'none'
     if weights=='imagenet' and not has_weights(name):
         raise ValueError(f"{name} has no ImageNet weights: use weights='auto', 'none' or a file")

@@ -12,7 +12,7 @@ from dataclasses import dataclass,field,fields,replace
 from itertools import product
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..checks import check_name
+from ..checks import check_kind,check_name
 from ..core import results_dir
 from ..data.store import image_store
 from .run import Run,architecture,kd_only,later,roles
@@ -91,6 +91,7 @@ def load_study(
     dataset:str='' # other images: a card, or a folder of class folders; the study's own by default
 ) -> Study:
     "Read a study's definition; `ValueError` for unknown names, profiles and keys, with the nearest ones"
+    name = str(check_kind('study', name, (str, Path), 'the name of a study, or the path of a TOML file'))
     if name.endswith('.toml'): name = study_file(name).stem
     if dataset: name = f'{name}@{Path(dataset).resolve().name}'
     spec = study_spec(name, profile)

@@ -13,6 +13,7 @@ from dataclasses import asdict
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from filelock import FileLock
+from ..checks import check_kind
 from ..core import DiskFull,cache_dir,check_writable,clean_leftovers,default_device,file_sha256
 from ..core import stable_hash,write_csv,write_json,write_npz
 from ..data.store import image_store
@@ -193,6 +194,7 @@ def run_study(
     address:str='' # of a Ray cluster, whose nodes share the folders of results and cache
 ) -> pd.DataFrame: # one row a run, also in `runs.csv`
     "Do all runs of a study that are not on record; `RuntimeError` at the end if some failed, `DiskFull` at once"
+    check_kind('study', study, Study, "a study, such as load_study('leaf')")
     device = device or default_device()
     executor = make_executor(engine, workers, address, device)
     store = _prepare(study, store)

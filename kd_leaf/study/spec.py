@@ -11,7 +11,7 @@ __all__ = ['check_file_name', 'list_studies', 'study_file', 'variant_groups', 's
 import tomllib
 from dataclasses import fields
 from pathlib import Path
-from ..checks import check_name,check_training,training_ranges
+from ..checks import check_kind,check_name,check_training,training_ranges
 from ..core import shipped_dir
 from .run import Run,kd_only
 
@@ -23,6 +23,7 @@ def check_file_name(
     what:str='study' # for the message
 ) -> str: # `name`
     "`ValueError` for a name that is no plain file name: results are kept in a folder of that name"
+    check_kind(what, name, str, 'a name')
     plain = name and name.strip(' .')==name and not set(name) & set('/\\:*?"<>|') and name.isprintable()
     if not plain: raise ValueError(f'{what} {name!r} cannot name a folder: use letters, digits, spaces, - and _')
     return name
