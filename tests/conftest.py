@@ -7,6 +7,13 @@ ROOT = Path(__file__).resolve().parent.parent
 hypothesis.settings.register_profile('kd_leaf', deadline=None, database=None)  # a busy machine is no fault; nothing is kept
 hypothesis.settings.load_profile('kd_leaf')
 
+SLOWEST = ('resume', 'own_data', 'notebooks', 'numbers', 'memory', 'deploy', 'browser')
+
+
+def pytest_collection_modifyitems(items):
+    "Files that take minutes come first, so that of two processes none is left with one of them at the end"
+    items.sort(key=lambda item: SLOWEST.index(name) if (name := item.path.stem.removeprefix('test_')) in SLOWEST else len(SLOWEST))
+
 
 def git(*args):
     "What git prints, byte for byte; it takes no lock, since two processes of pytest may ask at once"

@@ -1,11 +1,13 @@
 "Export, int8, hub and command line: what takes too long for a notebook, or needs another process"
-import os, re, subprocess, sys
+import importlib.util, json, os, re, subprocess, sys
 from pathlib import Path
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
+from fastai.vision.core import imagenet_stats
 from PIL import Image
 
 pytest.importorskip('onnxruntime', reason="needs pip install 'kd_leaf[deploy]'")
-from kd_leaf.core import seed_everything
+from kd_leaf.core import file_sha256, seed_everything, write_json
+from kd_leaf.data.store import image_store
 from kd_leaf.data.synthetic import draw_leaf
 from kd_leaf.deploy import page
 from kd_leaf.deploy.cli import main
@@ -16,7 +18,7 @@ from kd_leaf.deploy.runtime import read_image
 from kd_leaf.ensemble.model import Ensemble
 from kd_leaf.ensemble.rules import fit_ensemble
 from kd_leaf.ensemble.selector import selector_net
-from kd_leaf.models.zoo import create_model, students, teachers
+from kd_leaf.models.zoo import create_model, n_params, save_weights, students, teachers
 import hub_server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +39,12 @@ def normal(size=SIZE):
     "Drawn leaves as a network takes them"
     x = torch.tensor(drawn_leaf_images(size, 32)).permute(0, 3, 1, 2)/255
     return (x-x.mean((0, 2, 3), keepdim=True))/x.std((0, 2, 3), keepdim=True)
+
+
+def imagenet(images):
+    "Images (n, h, w, 3) uint8 as a released network takes them"
+    mean, std = (torch.tensor(o)[:, None, None] for o in imagenet_stats)
+    return (torch.tensor(images).permute(0, 3, 1, 2)/255-mean)/std
 
 
 @pytest.mark.parametrize('name', dict.fromkeys([*students, *teachers]))
@@ -222,7 +230,6 @@ def test_no_npm_and_no_network(student, tmp_path, monkeypatch, capsys):
 
 def test_rows_of_the_size_and_speed_table():
     "The committed table: bytes, and loss of int8 with its interval, of real leaves; the targets of the issue"
-    import pandas as pd
     t = pd.read_csv(ROOT/'results/deploy/size_speed.csv')
     assert (t.dataset == 'plant-pathology-2021').all() and t.commit.notna().all()
     for name, most in (('cnn4', 250_000), ('shufflenet_v2_x1_0', 1_600_000)):
@@ -231,3 +238,33 @@ def test_rows_of_the_size_and_speed_table():
         assert rows.accuracy_diff['int8'] >= -.01
         assert rows.accuracy_low['int8'] <= rows.accuracy_diff['int8'] <= rows.accuracy_high['int8']
         assert rows.ms['int8'] < rows.ms['fp32, torch'] and rows.ms['fp32'] < rows.ms['fp32, torch']
+
+
+def test_the_size_and_speed_tool(tmp_path, monkeypatch, capsys):
+    "Two students and a teacher of its own size as released: a row a file, the students' mean among them; a wrong score is noticed"
+    spec = importlib.util.spec_from_file_location('size_speed', ROOT/'tools/size_speed.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    models, threads = tmp_path/'results/transfer/models', torch.get_num_threads()
+    models.mkdir(parents=True)
+    (tmp_path/'pyproject.toml').write_text('[project]\nname = "kd_leaf"\n')
+    for name, model, teacher, size in (('a', 'cnn4', 'shufflenet_v2_x0_5', 32), ('b', 'cnn4', 'shufflenet_v2_x0_5', 32), ('c', 'shufflenet_v2_x0_5', '', 48)):
+        store = image_store('synthetic-leaves', size=size)
+        net, test = settled(model, seed=ord(name)), store.where('test')
+        save_weights(net, models/f'{name}.safetensors')
+        with torch.inference_mode(): right = net(imagenet(store.images[test])).argmax(1).numpy() == store.labels[test]
+        note = dict(model=model, teacher=teacher, size=size, params=n_params(net), accuracy=right.mean(), f1=.5, dataset=store.name,
+                    classes=list(store.vocab), sha256=file_sha256(models/f'{name}.safetensors'))
+        write_json(models/f'{name}.json', note)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['size_speed.py'])
+    try: tool.main()
+    finally: torch.set_num_threads(threads)
+    table = pd.read_csv(tmp_path/'results/deploy/size_speed.csv')
+    networks = table.drop_duplicates('model').set_index('model')
+    assert networks.role.to_dict() == {'c': 'teacher', 'a': 'student', 'b': 'student', 'a+b': 'ensemble'}
+    assert networks['size'].to_dict() == {'c': 48, 'a': 32, 'b': 32, 'a+b': 32}
+    assert table.groupby('model').precision.apply(list).map(lambda o: o == ['fp32', 'fp16', 'int8', 'fp32, torch']).all()
+    assert '**Size and speed**' in (tmp_path/'results/deploy/size_speed.md').read_text(encoding='utf-8')
+    write_json(models/'a.json', json.loads((models/'a.json').read_text()) | dict(accuracy=.99))
+    with pytest.raises(ValueError, match='a: accuracy .* on test, 0.9900 in its note'): tool.rows_of('a', tool.networks('transfer')['a'], tmp_path)

@@ -5,6 +5,7 @@ import nbformat, pytest
 from nbclient import NotebookClient
 from fastcore.docments import docments
 from nbdev.config import get_config
+from test_numbers import PAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(n for n in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in n.parts)
@@ -64,7 +65,11 @@ def test_what_nbdev_test_skips_is_run_elsewhere():
     "By papermill in .ci/run (run_all runs experiment), or by the test below; no single cell is skipped but those that export or start a program"
     skipped = {name(nb) for nb in NOTEBOOKS if any('skip_exec: true' in source(c) for c in cells(nb, 'raw'))}
     assert skipped == {'studies.experiment', 'run_all', *map(name, TUTORIALS)}
-    assert 'papermill nbs/run_all.ipynb' in (ROOT/'.ci/run').read_text(encoding='utf-8')
+    ci = (ROOT/'.ci/run').read_text(encoding='utf-8')
+    assert 'papermill nbs/run_all.ipynb' in ci
+    folder, file = (re.search(rf"nbdev-test .*--skip-{kind}-re '(.+?)'", ci)[1] for kind in ('folder', 'file'))
+    left_out = {nb for nb in NOTEBOOKS if re.search(file, nb.name) or re.search(folder, nb.parent.name)}
+    assert {name(nb) for nb in left_out} == {'studies.experiment', *(page.replace('/', '.') for page in PAGES)}
     codes = [(nb, source(c)) for nb in NOTEBOOKS for c in cells(nb, 'code')]
     not_run = [(name(nb), code) for nb, code in codes if re.search(r'^#\|\s*(eval: false|notest)', code, flags=re.M)]
     assert [(nb, code) for nb, code in not_run if not re.search(r"nbdev_export\(\)|__name__ ?== ?'__main__'", code)] == []

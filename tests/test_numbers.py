@@ -10,15 +10,23 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT/'results/leaf'
 
 
+PAGES = ['index', *sorted(f'studies/{f.stem}' for f in (ROOT/'nbs/studies').glob('*.ipynb') if f.stem != 'experiment'), 'benchmarks/04_race']
+
+
 def shown(nb):
-    "What a reader reads of each cell's outputs: markdown and text, no pictures"
-    return [''.join(o['data']['text/markdown']) for c in nb.cells if c.cell_type == 'code' for o in c.outputs if 'data' in o and 'text/markdown' in o['data']]
+    "What a reader reads of each cell's outputs: markdown, however its lines are broken; no pictures"
+    data = [o['data'] for c in nb.cells if c.cell_type == 'code' for o in c.outputs if 'data' in o]
+    return [' '.join(''.join(d['text/markdown']).split()) for d in data if 'text/markdown' in d]
 
 
-@pytest.mark.parametrize('name', ['index', 'studies/leaf', 'studies/brain_tumour', 'studies/cifar10_selector', 'studies/roads', 'studies/balls', 'benchmarks/04_race'])
+@pytest.mark.parametrize('name', PAGES)
 def test_stored_outputs_are_what_the_records_give(name):
-    stored = nbformat.read(ROOT/f'nbs/{name}.ipynb', 4)
-    fresh = NotebookClient(nbformat.read(ROOT/f'nbs/{name}.ipynb', 4), timeout=300, resources=dict(metadata=dict(path=(ROOT/f'nbs/{name}.ipynb').parent))).execute()
+    "`nbdev-test` need not run these pages again: .ci/run leaves them out there"
+    study = name.split('/')[1] if name.startswith('studies/') else 'leaf'
+    if not (ROOT/'results'/dict(deployed='deploy').get(study, study)).is_dir(): pytest.skip(f'no results of {study} yet')
+    file = ROOT/f'nbs/{name}.ipynb'
+    stored, nb = nbformat.read(file, 4), nbformat.read(file, 4)
+    fresh = NotebookClient(nb, timeout=300, resources=dict(metadata=dict(path=file.parent))).execute()
     assert shown(stored) and shown(stored) == shown(fresh)
 
 

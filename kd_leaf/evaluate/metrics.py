@@ -9,6 +9,7 @@ __all__ = ['scores', 'class_report', 'confusion', 'part_report', 'Difference', '
            'reliability', 'calibration_error', 'fit_temperature', 'fit_tau', 'agreement']
 
 # %% ../../nbs/evaluate/01_metrics.ipynb #5d984b7e
+import functools
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from ..checks import check_number
@@ -117,6 +118,14 @@ def _spread(seeds, draws):
     return (images+training)**.5,(k-1)*(images+training)/training if training else np.inf
 
 # %% ../../nbs/evaluate/01_metrics.ipynb #08c531bc
+@functools.lru_cache(2)
+def _draws(m, n, seed):
+    "How often each of `m` images is in each draw (1+n, m), first as they are; the same for all comparisons of a table"
+    drawn = np.random.default_rng(seed).multinomial(m, [1/m]*m, size=n)
+    weights = np.concatenate([np.ones((1, m)), drawn], dtype=np.float32)
+    weights.flags.writeable = False
+    return weights
+
 def paired_bootstrap(
     a, # (n_seeds, n, n_classes) logits
     b, # (n_seeds, n, n_classes) logits of the other, the same seeds and images
@@ -129,9 +138,7 @@ def paired_bootstrap(
     check_number('n', n, 2, whole=True)
     check_number('level', level, 0, 1-1e-9, above=True)
     a,b,targets = _checked_pair(a, b, targets)
-    (_,m,n_classes),rng = a.shape,np.random.default_rng(seed)
-    drawn = rng.multinomial(m, [1/m]*m, size=n) # how often each image is in each draw
-    weights = np.concatenate([np.ones((1, m)), drawn]).astype(np.float32) # first the images as they are
+    (_,m,n_classes),weights = a.shape,_draws(a.shape[1], n, seed)
     f1 = lambda logits: _macro_f1(logits.argmax(1), targets, weights, n_classes)
     diff = np.stack([f1(x)-f1(y) for x,y in zip(a, b)], 1) # (1+n, n_seeds)
     mean,(sd,df) = float(diff[0].mean()),_spread(diff[0], diff[1:])
