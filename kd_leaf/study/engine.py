@@ -83,7 +83,8 @@ def _outcome(graph, future, job, executor, retries):
     "The result of a future, a `Failure`, or `_again` where the job is to be tried again"
     try: return future.result()
     except Exception as e:
-        if isinstance(e, DiskFull): raise
+        e = getattr(e, 'cause', e) # what a task raised, as Ray hands it on
+        if isinstance(e, DiskFull): raise e
         if lost := isinstance(e, executor.lost): executor.replace(future)
         again = lost or isinstance(e, (OSError, MemoryError)) and not isinstance(e, FileNotFoundError)
         if again and graph.tries[job.key]<=retries: return _again
