@@ -31,13 +31,13 @@ for name, cbs in dict(alone=[], taught=[KDCallback(teacher)], cached=[KDCallback
     dls.train.rng.seed(7)
     with parallel(learn), learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 1e-2, cbs=cbs)
     weight = sum(p.double().abs().sum().item() for p in learn.model.parameters())
-    out[name] = [*map(float, learn.recorder.losses), *(o[1] for o in learn.recorder.values), weight]
+    out[name] = [*map(float, learn.recorder.losses), *(v for o in learn.recorder.values for v in o), weight]
 if not rank_distrib(): dest.write_text(json.dumps(out))
 '''
 
 
 def curves(folder, processes, bs):
-    "Losses by step, losses on valid by epoch and the size of the weights, by kind of training"
+    "Losses by step, what is logged by epoch and the size of the weights, by kind of training"
     (folder/'train.py').write_text(SCRIPT)
     launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)] if processes > 1 else []
     env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
@@ -50,6 +50,6 @@ def curves(folder, processes, bs):
 def test_two_processes_give_the_loss_curve_of_twice_the_batch(tmp_path):
     one, two = curves(tmp_path, 1, 32), curves(tmp_path, 2, 16)
     for name in ('alone', 'taught', 'cached'):
-        assert len(two[name]) == 2*128//32+2+1
+        assert len(two[name]) > 2*128//32
         assert two[name] == pytest.approx(one[name], rel=1e-4), name
     assert one['alone'] != pytest.approx(one['taught'], rel=1e-2)  # as they would be if nothing were compared

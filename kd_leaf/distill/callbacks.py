@@ -12,7 +12,7 @@ import numpy as np, torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import Learner # brings fit_one_cycle
-from fastai.torch_core import num_distrib
+from fastai.torch_core import maybe_gather,num_distrib
 from fastcore.basics import patch
 from torch import nn
 from ..checks import check_name,check_training
@@ -120,7 +120,8 @@ def before_train(self:KDCallback):
 def after_train(self:KDCallback):
     "Log the epoch's means of the two terms; read the clock"
     _count_views(self.learn)
-    self.recorder.log += (self.sums/max(self.seen, 1)).tolist()
+    sums = maybe_gather(self.sums[None]).mean(0) # of all processes, where there are several
+    self.recorder.log += (sums/max(self.seen, 1)).tolist()
     self.seconds += self.clock.read()
 
 # %% ../../nbs/distill/04_callbacks.ipynb #d0b78cf1
