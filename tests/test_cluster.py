@@ -68,7 +68,7 @@ def test_an_error_on_a_node_is_one_line(cluster):
 def work(k, folder, tick):
     "Leave a line for each try, and take long enough to be killed"
     with open(Path(folder)/f'{k}.tries', 'a') as f: f.write(f'{ray.get_runtime_context().get_node_id()}\n')
-    time.sleep(2)
+    time.sleep(1+k)  # so that no two end together
     return k*k
 
 
@@ -82,9 +82,10 @@ def test_a_killed_node_is_survived(cluster, tmp_path):
         made.append(job.key)
         if killed: return
         while not (busy := [f for f in tmp_path.glob('*.tries') if f.stem not in made]): time.sleep(.05)
-        node = next(n for n in nodes if n.node_id == busy[0].read_text().split()[0])
+        last = max(busy, key=lambda f: f.stat().st_mtime)  # it has the longest to go
+        node = next(n for n in nodes if n.node_id == last.read_text().split()[0])
         c.remove_node(node, allow_graceful=False)
-        killed.append(busy[0].stem)
+        killed.append(last.stem)
 
     results = run_jobs(work, jobs, executor, on_done, retries=2)
     assert results == {str(k): k*k for k in range(6)}
