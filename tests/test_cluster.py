@@ -1,9 +1,12 @@
-"Jobs on a Ray cluster of three local nodes, one of which is killed while it works"
-import os, time
+"A study and single jobs on a Ray cluster of three local nodes, one of which is killed while it works"
+import os, threading, time
 from pathlib import Path
-import pytest
+import psutil, pytest
+from kd_leaf.study import runner
+from kd_leaf.study.config import Study
 from kd_leaf.study.engine import Job, run_jobs
 from kd_leaf.study.executors import make_executor
+from test_engines import TINY, hashes
 
 ray = pytest.importorskip('ray', reason="Ray is not installed: pip install 'kd_leaf[cluster]'")
 
@@ -21,10 +24,51 @@ def cluster():
     c.shutdown()
 
 
+def is_busy(node):
+    "Does a worker of this node run a task? Ray names the process after it"
+    raylet = psutil.Process(node.all_processes['raylet'][0].process.pid)
+    return any(''.join(p.cmdline()).startswith('ray::_call') for p in raylet.children())
+
+
+def kill_in_a_student(c, nodes, folder, killed):
+    "Once all teachers are on record whoever works is in a student: SIGKILL such a node"
+    while sum(r[-1] for r in roles(folder)) < 2: time.sleep(.05)
+    while not (busy := [n for n in nodes if is_busy(n)]): time.sleep(.05)
+    killed.append((len(roles(folder)), busy[0]))
+    c.remove_node(busy[0], allow_graceful=False)
+
+
+def roles(folder): return [(f.stem, '"role": "teacher"' in f.read_text()) for f in (folder/'tiny/runs').glob('*.json')]
+
+
+def test_a_study_survives_a_killed_node(cluster, tmp_path, monkeypatch):
+    "Every record, and each the same as without a cluster"
+    c, nodes = cluster
+    tiny, folder = TINY | dict(student=TINY['student'] | dict(epochs=6)), tmp_path/'whole'
+    monkeypatch.setattr(Study, 'dir', property(lambda self: folder/self.name))
+    runner.run_study(Study('tiny', **tiny), device='cpu')
+    whole, folder, killed = hashes(folder), tmp_path/'broken', []
+    killer = threading.Thread(target=kill_in_a_student, args=(c, nodes, folder, killed), daemon=True)
+    killer.start()
+    runner.run_study(Study('tiny', **tiny), device='cpu', engine='ray', address=c.address)
+    killer.join(10)
+    assert killed and killed[0][0] < 6  # while there was something to do
+    nodes.remove(killed[0][1])
+    assert len(whole) == 6 and hashes(folder) == whole  # no *.error.json either
+
+
+def fail(tick): raise ValueError('lr=1e30')
+
+
+def test_an_error_on_a_node_is_one_line(cluster):
+    failed = run_jobs(fail, [Job('one')], make_executor('ray', address=cluster[0].address))['one']
+    assert (failed.error, failed.tries) == ('ValueError: lr=1e30', 1)
+
+
 def work(k, folder, tick):
     "Leave a line for each try, and take long enough to be killed"
     with open(Path(folder)/f'{k}.tries', 'a') as f: f.write(f'{ray.get_runtime_context().get_node_id()}\n')
-    time.sleep(2)
+    time.sleep(1+k)  # so that no two end together
     return k*k
 
 
@@ -38,9 +82,10 @@ def test_a_killed_node_is_survived(cluster, tmp_path):
         made.append(job.key)
         if killed: return
         while not (busy := [f for f in tmp_path.glob('*.tries') if f.stem not in made]): time.sleep(.05)
-        node = next(n for n in nodes if n.node_id == busy[0].read_text().split()[0])
+        last = max(busy, key=lambda f: f.stat().st_mtime)  # it has the longest to go
+        node = next(n for n in nodes if n.node_id == last.read_text().split()[0])
         c.remove_node(node, allow_graceful=False)
-        killed.append(busy[0].stem)
+        killed.append(last.stem)
 
     results = run_jobs(work, jobs, executor, on_done, retries=2)
     assert results == {str(k): k*k for k in range(6)}

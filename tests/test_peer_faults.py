@@ -146,19 +146,16 @@ def test_tinyvit_two_classes_are_enough(tmp_path, store):
 
 
 def test_mdistiller_test_is_read_once_after_the_last_epoch(store, monkeypatch, tmp_path):
-    from dataclasses import replace
     from kd_leaf.study import config, runner
     monkeypatch.setenv('KD_LEAF_CACHE', str(tmp_path))
     reads = []
     batch = StoreDataset.batch
     tests = set(store.where('test'))
     monkeypatch.setattr(StoreDataset, 'batch', lambda self, ks: (reads.extend(k for k in self.plan.i[np.asarray(ks)] if k in tests), batch(self, ks))[1])
-    monkeypatch.setattr(config.Study, 'dir', property(lambda self: tmp_path/'results'))
-    s = replace(config.load_study('leaf', 'quick'), name='reads', size=32)
     run = config.Run(store.name, store.sha256, 'student', 'cnn4', seed=0, size=32, epochs=2, mode='fp32')
     runner.fit_run(run, store, 'cpu')
     assert not reads
-    runner.do_run(run, s, store, 'cpu')
+    runner.do_run(run, store, 'cpu')
     assert sorted(reads) == sorted(tests)
 
 

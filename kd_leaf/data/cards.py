@@ -8,14 +8,14 @@ Docs: https://kd-leaf.github.io/kd_leaf/data/cards.html.md"""
 __all__ = ['Card', 'list_cards', 'is_card', 'load_card', 'by_hash', 'cut', 'arrange', 'fetch', 'find_images', 'have_images']
 
 # %% ../../nbs/data/02_cards.ipynb #c3e8264c
-import hashlib,os,re,shutil,tomllib,warnings
+import hashlib,os,re,shutil,tempfile,tomllib,warnings
 from dataclasses import MISSING,dataclass,field,fields
 from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image
 from ..checks import check_name
 from ..core import DiskFull,atomic_dir,cache_dir,clean_leftovers,toml_files
-from .archives import check_sha256,unpack
+from .archives import check_sha256,fetch_file,is_url,unpack
 
 # %% ../../nbs/data/02_cards.ipynb #15c0ac66
 def _check_folder_name(what, name):
@@ -186,7 +186,7 @@ def fetch(
 def _zip_and_home(card):
     "The zip that `KD_LEAF_DATA` may hold, and the folder its content is unpacked to"
     sha = card.archive.get('sha256', '')[:8]
-    home = Path(os.environ.get('KD_LEAF_DATA') or '/nowhere')
+    home = Path(os.environ.get('KD_LEAF_DATA') or '/nowhere') # where it is a URL, there is no such folder
     return home/card.archive.get('file', f'{card.name}.zip'),cache_dir('data')/f'{card.name}-{sha}'
 
 def _find_folder(source):
@@ -209,17 +209,24 @@ def find_images(
                       stacklevel=3)
     card,home = load_card(source),os.environ.get('KD_LEAF_DATA')
     if card.merge: return find_images(card.merge['of'])
-    if home and not Path(home).is_dir():
-        raise FileNotFoundError(f'KD_LEAF_DATA={home} is not a folder: name one that holds zips or class folders')
+    if home and not is_url(home) and not Path(home).is_dir():
+        raise FileNotFoundError(f'KD_LEAF_DATA={home} is not a folder: name one that holds zips or class folders, or the URL of one')
     if home and (Path(home)/card.name).is_dir(): return Path(home)/card.name
     return _unpacked(card)
 
 # %% ../../nbs/data/02_cards.ipynb #0bcf9249
+def _fetch_zip(card, url, folder):
+    "Fetch a card's zip from a bucket and unpack it"
+    file,sha256 = card.archive.get('file', f'{card.name}.zip'),card.archive.get('sha256', '')
+    with tempfile.TemporaryDirectory(dir=cache_dir('downloads')) as d:
+        unpack(fetch_file(f'{url.rstrip("/")}/{file}', Path(d)/file, sha256), folder)
+
 def _unpacked(card):
     "Class folders of a card in the cache: unpacked from its zip, as they were fetched, or fetched now"
     clean_leftovers(cache_dir('data'))
     zipped,folder = _zip_and_home(card)
-    fetched = cache_dir('data')/card.name
+    fetched,home = cache_dir('data')/card.name,os.environ.get('KD_LEAF_DATA', '')
+    if is_url(home) and not folder.exists(): _fetch_zip(card, home, folder)
     if zipped.exists() and not folder.exists():
         check_sha256(zipped, card.archive.get('sha256', ''))
         unpack(zipped, folder)

@@ -137,6 +137,7 @@ def to(self:StoreDataset,
 # %% ../../nbs/data/06_loaders.ipynb #83009814
 class StoreLoader(TfmdDL):
     "A fastai loader that makes whole batches from a `StoreDataset`"
+    shard = 0,1 # number of this process, and of how many that divide each batch between them
     def __init__(self,
         dataset:StoreDataset, # what is loaded
         bs:int=64, # batch size
@@ -152,6 +153,13 @@ class StoreLoader(TfmdDL):
     ):
         "Whole batches from the dataset"
         yield from (self.dataset.batch(ks) for ks in self.chunkify(samps))
+
+    def chunkify(self,
+        samps # positions in the plan
+    ):
+        "Positions of each batch; of its images this process takes as many as every other, and at most `n-1` are left over"
+        rank,n = self.shard
+        for ks in super().chunkify(samps): yield ks[rank:len(ks)-len(ks)%n:n]
 
     def shuffle_fn(self,
         idxs # positions in the plan

@@ -12,7 +12,7 @@ import numpy as np, torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import Learner # brings fit_one_cycle
-from fastai.torch_core import num_distrib
+from fastai.torch_core import maybe_gather,num_distrib
 from fastcore.basics import patch
 from torch import nn
 from ..checks import check_name,check_training
@@ -73,9 +73,9 @@ def _mixer(learn): return next((type(cb).__name__ for cb in learn.cbs if isinsta
 @patch
 def check_cache(self:KDCallback):
     "`ValueError` if the loaders show what the cache does not know"
-    if num_distrib()>1:
-        raise ValueError('a cache cannot teach distributed training, which cuts batches anew: '
-                         'train one student a process, or give the teacher itself')
+    if max(num_distrib(), 1)!=getattr(self.dls.train, 'shard', (0, 1))[1]:
+        raise ValueError("a cache cannot teach distributed training by fastai's `distrib_ctx`, which cuts batches anew: "
+                         'use `parallel` of distill.parallel, or give the teacher itself')
     if mixer := _mixer(self.learn):
         raise ValueError(f'{mixer} mixes images after they are shown, and the cache knows the unmixed ones only: '
                          'leave it out, or give the teacher itself')
@@ -120,7 +120,8 @@ def before_train(self:KDCallback):
 def after_train(self:KDCallback):
     "Log the epoch's means of the two terms; read the clock"
     _count_views(self.learn)
-    self.recorder.log += (self.sums/max(self.seen, 1)).tolist()
+    sums = maybe_gather(self.sums[None]).mean(0) # of all processes, where there are several
+    self.recorder.log += (sums/max(self.seen, 1)).tolist()
     self.seconds += self.clock.read()
 
 # %% ../../nbs/distill/04_callbacks.ipynb #d0b78cf1

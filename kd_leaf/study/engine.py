@@ -21,7 +21,7 @@ from .executors import SerialExecutor
 class Job:
     "One unit of work: the arguments of a call, and what must be done before it"
     key:str                       # unique name
-    args:tuple = ()               # arguments of the function that does it; picklable
+    args:tuple = ()               # arguments of the function that does it, picklable; or a function that returns them
     needs:frozenset = frozenset() # keys of the jobs that come first
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def _outcome(graph, future, job, executor, retries):
     "The result of a future, a `Failure`, or `_again` where the job is to be tried again"
     try: return future.result()
     except Exception as e:
-        if isinstance(e, DiskFull): raise
+        e = getattr(e, 'cause', e) # what a task raised, as Ray hands it on
+        if isinstance(e, DiskFull): raise e
         if lost := isinstance(e, executor.lost): executor.replace(future)
         again = lost or isinstance(e, (OSError, MemoryError)) and not isinstance(e, FileNotFoundError)
         if again and graph.tries[job.key]<=retries: return _again
@@ -105,6 +106,7 @@ def run_jobs(
     executor, # from `make_executor`
     on_done=lambda job,result: None, # called here, in the driver, with each result or `Failure`
     on_tick=lambda key,share: None, # called here with the progress of a job
+    claim=lambda job: 'start', # called here before a job starts: "start", "later" (another is at it) or "done" (by another)
     retries:int=1 # how often a job is tried again that was lost or stopped by the system
 ) -> dict: # key: result or `Failure`
     "Do all jobs, each as soon as what it needs is done; `DiskFull` ends everything"
@@ -112,7 +114,8 @@ def run_jobs(
     graph = _Graph({j.key: j for j in jobs}, {}, {}, {j.key: 0 for j in jobs}, folder.name, {})
     try:
         while len(graph.results)<len(graph.jobs):
-            _submit_ready(graph, work, executor, on_tick)
+            _submit_ready(graph, work, executor, claim, on_tick, on_done)
+            if not graph.running: time.sleep(.1) # what is left is done by another driver
             done,_ = wait(graph.running, timeout=.2, return_when=FIRST_COMPLETED)
             _read_progress(graph, on_tick)
             for future in done: _finish(graph, future, executor, retries, on_done)
@@ -129,18 +132,26 @@ def _settle(graph, job, result, on_done):
     on_done(job, result)
     for other in graph.fail_dependents(): on_done(other, graph.results[other.key])
 
-def _submit_ready(graph, work, executor, on_tick):
-    "Start what can start"
+def _submit(graph, work, job, executor, on_tick):
+    "Start a job"
+    graph.tries[job.key] += 1
+    args = job.args() if callable(job.args) else job.args
+    if isinstance(executor, SerialExecutor):
+        future = executor.submit(partial(work, tick=partial(on_tick, job.key)), *args)
+    else: future = executor.submit(_call, work, args, Path(graph.folder)/job.key)
+    graph.running[future] = job
+
+def _submit_ready(graph, work, executor, claim, on_tick, on_done):
+    "Start what can start and is not done elsewhere"
     for job in graph.ready():
         if len(graph.running)>=executor.slots: return
-        graph.tries[job.key] += 1
-        if isinstance(executor, SerialExecutor):
-            future = executor.submit(partial(work, tick=partial(on_tick, job.key)), *job.args)
-        else: future = executor.submit(_call, work, job.args, Path(graph.folder)/job.key)
-        graph.running[future] = job
+        said = claim(job)
+        if said=='start': _submit(graph, work, job, executor, on_tick)
+        if said=='done': _settle(graph, job, None, on_done)
 
 def _finish(graph, future, executor, retries, on_done):
     "Take the result of a job that has ended"
     job = graph.running.pop(future)
     result = _outcome(graph, future, job, executor, retries)
     if result is not _again: _settle(graph, job, result, on_done)
+

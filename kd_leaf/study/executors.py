@@ -35,11 +35,6 @@ class SerialExecutor:
     def close(self): "Nothing to end"
 
 # %% ../../nbs/study/06_executors.ipynb #24c6e66c
-def _one_thread():
-    "What a worker does first"
-    import torch
-    torch.set_num_threads(1)
-
 class ProcessExecutor:
     "Runs jobs in worker processes of this machine, with one thread each"
     def __init__(self,
@@ -57,7 +52,7 @@ class ProcessExecutor:
         from joblib.externals.loky import ProcessPoolExecutor
         if self.pool is None:
             env = dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1')
-            self.pool = ProcessPoolExecutor(self.slots, env=env, initializer=_one_thread)
+            self.pool = ProcessPoolExecutor(self.slots, env=env)
         future = self.pool.submit(work, *args)
         future.pool = self.pool
         return future
