@@ -24,8 +24,8 @@ def calls(tree):
 
 
 def tree_of(cell):
-    text = '\n'.join('pass' if l.lstrip().startswith(('%', '!')) else l for l in ''.join(cell['source']).splitlines())
-    return ast.parse(text)
+    "With `pass` in place of magics"
+    return ast.parse(re.sub(r'(?m)^(\s*)[%!].*$', r'\1pass', ''.join(cell['source'])))
 
 
 def has_image(cell):

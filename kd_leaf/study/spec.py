@@ -65,7 +65,7 @@ def variant_groups(
     grid:dict # of a study
 ) -> dict: # name of a table: list of dicts of fields
     "The variants of a study: one list, or several with names"
-    v = grid.get('variants', {})
+    v = grid.get('variants') or {}
     return v if isinstance(v, dict) else dict(variants=v)
 
 _words = {str: 'text in quotes', int: 'a whole number', float: 'a number', bool: 'true or false',
