@@ -27,6 +27,7 @@ from ..checks import check_kind,check_number
 from ..core import default_device
 from .augment import TrainOnly,leaf_transforms
 from .files import decode_image
+from .store import release_pages
 
 # %% ../../nbs/data/06_loaders.ipynb #1687058a
 @dataclass(frozen=True)
@@ -94,7 +95,10 @@ def pixels(self:StoreDataset,
     k # (bs,) positions in the store
 ) -> torch.Tensor: # (bs, size, size, 3) uint8, on the device that the images lie on
     "Images of the store as they are"
-    if self.resident is None: return torch.from_numpy(self.store.images[k])
+    if self.resident is None:
+        x,large = torch.from_numpy(self.store.images[k]),self.store.images.nbytes>2**28
+        if large: release_pages(self.store.images) # or an epoch would fill the memory with the whole store
+        return x
     return self.resident[torch.from_numpy(k).long().to(self.resident.device)]
 
 @patch

@@ -13,6 +13,7 @@ import contextlib,ctypes,gc,shutil,time
 from functools import partial
 import torch, torch.nn.functional as F
 from fastai.callback.core import Callback
+from filelock import FileLock
 from torch.utils.benchmark import Timer
 from ..checks import check_name,check_training
 from ..core import cache_dir,device_name,read_json,stable_hash,write_json
@@ -180,9 +181,11 @@ def fastest_precision(
     here = dict(where=device_name(device), isa=torch.backends.cpu.get_cpu_capability(), torch=torch.__version__)
     key = dict(name=name, size=size, train=train, memory='kept' if _malloc['tuned'] else 'system') | here
     note = cache_dir('speed')/f'{stable_hash(key)}.json'
-    if note.exists(): return read_json(note)['precision']
-    with torch.random.fork_rng(): # measuring must not move the caller's random numbers
-        seconds = _compare(create_model(name, 10).to(device), torch.randn(bs, 3, size, size, device=device), train, n)
-    best = min(seconds, key=seconds.get)
-    write_json(note, key | dict(precision=best, images_per_s={o: bs/t for o,t in seconds.items()}))
+    with FileLock(note.with_suffix('.lock')): # or two processes could come to different answers
+        if note.exists(): return read_json(note)['precision']
+        with torch.random.fork_rng(): # measuring must not move the caller's random numbers
+            images = torch.randn(bs, 3, size, size, device=device)
+            seconds = _compare(create_model(name, 10).to(device), images, train, n)
+        best = min(seconds, key=seconds.get)
+        write_json(note, key | dict(precision=best, images_per_s={o: bs/t for o,t in seconds.items()}))
     return best
