@@ -22,8 +22,8 @@ def check_sha256(
 ):
     "Raise `ValueError` if the file is not the one we mean"
     if sha256 and (got := file_sha256(path))!=sha256:
-        raise ValueError(f'{name or path} has sha256 {got}, but its card says {sha256}: the file is incomplete or another '
-                         'version; fetch it again or correct the card')
+        raise ValueError(f'{name or path} has sha256 {got}, but its card says {sha256}: the file is incomplete '
+                         'or another version; fetch it again or correct the card')
 
 def _check_members(path, z, dest, limit_gb):
     "Raise before anything is written if an archive is too large or would write outside its folder"

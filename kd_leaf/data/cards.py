@@ -210,7 +210,8 @@ def find_images(
     card,home = load_card(source),os.environ.get('KD_LEAF_DATA')
     if card.merge: return find_images(card.merge['of'])
     if home and not is_url(home) and not Path(home).is_dir():
-        raise FileNotFoundError(f'KD_LEAF_DATA={home} is not a folder: name one that holds zips or class folders, or the URL of one')
+        raise FileNotFoundError(f'KD_LEAF_DATA={home} is not a folder: name one that holds zips or class folders, '
+                                'or the URL of one')
     if home and (Path(home)/card.name).is_dir(): return Path(home)/card.name
     return _unpacked(card)
 

@@ -161,7 +161,7 @@ class StoreLoader(TfmdDL):
     def chunkify(self,
         samps # positions in the plan
     ):
-        "Positions of each batch; of its images this process takes as many as every other, and at most `n-1` are left over"
+        "Positions of each batch; this process takes as many of its images as every other, at most `n-1` are left over"
         rank,n = self.shard
         for ks in super().chunkify(samps): yield ks[rank:len(ks)-len(ks)%n:n]
 

@@ -109,7 +109,7 @@ class _PlanSMOTE(SMOTE):
         self.plan_.append((X[rows, 0], nn_data[nn_num[rows, cols], 0], steps[:, 0]))
         return X[rows]
 
-# %% ../../nbs/data/08_resampling.ipynb #e30272c9
+# %% ../../nbs/data/08_resampling.ipynb #f05fe69e
 def _check_smote(store, idx, k_neighbors):
     "Raise `ValueError` for a class of one and for images outside train; warn of small and of balanced classes"
     n = pd.Series(np.array(store.vocab)[store.labels[idx]]).value_counts()
@@ -124,6 +124,7 @@ def _check_smote(store, idx, k_neighbors):
         small = ', '.join(f'{c} ({m} images)' for c,m in few.items())
         warnings.warn(f'k_neighbors={k_neighbors} is lowered for {small}', stacklevel=3)
 
+# %% ../../nbs/data/08_resampling.ipynb #e30272c9
 def smote(
     store, # `ImageStore`
     idx, # positions of training images

@@ -74,7 +74,7 @@ def _mixer(learn): return next((type(cb).__name__ for cb in learn.cbs if isinsta
 def check_cache(self:KDCallback):
     "`ValueError` if the loaders show what the cache does not know"
     if max(num_distrib(), 1)!=getattr(self.dls.train, 'shard', (0, 1))[1]:
-        raise ValueError("a cache cannot teach distributed training by fastai's `distrib_ctx`, which cuts batches anew: "
+        raise ValueError("a cache cannot teach training in fastai's `distrib_ctx`, which cuts batches anew: "
                          'use `parallel` of distill.parallel, or give the teacher itself')
     if mixer := _mixer(self.learn):
         raise ValueError(f'{mixer} mixes images after they are shown, and the cache knows the unmixed ones only: '

@@ -37,7 +37,8 @@ def split_head(
 # %% ../../nbs/distill/06_learner.ipynb #600a0e56
 def _class_weights(weights, vocab):
     "One weight a class, as a tensor; `TypeError` or `ValueError` otherwise"
-    if isinstance(weights, str): raise TypeError(f'class_weights={weights!r}: give numbers, such as `class_weights(store)`')
+    if isinstance(weights, str):
+        raise TypeError(f'class_weights={weights!r}: give numbers, such as `class_weights(store)`')
     weights = torch.as_tensor(weights, dtype=torch.float32)
     if weights.shape==(len(vocab),): return weights
     raise ValueError(f'class_weights of shape {tuple(weights.shape)}: give one for each of the {len(vocab)} classes')
@@ -71,7 +72,7 @@ def make_learner(
     if class_weights is not None: class_weights = _class_weights(class_weights, vocab).to(dls.device)
     metrics = [accuracy, F1Score(average='macro')] if metrics is None else metrics
     for o in L(metrics):
-        if isinstance(o, str): raise TypeError(f'metrics={o!r}: give functions or metrics, such as fastai.metrics.accuracy')
+        if isinstance(o, str): raise TypeError(f'metrics={o!r}: give functions, such as fastai.metrics.accuracy')
     loss_func = loss_func or CrossEntropyLossFlat(weight=class_weights)
     learn = Learner(dls, model, loss_func, splitter=split_head, wd=wd, metrics=metrics)
     learn.precision = precision

@@ -210,10 +210,11 @@ def fit_tau(
     logits, # (n, n_classes), of valid
     targets, # (n,) class numbers
     shares, # (n_classes,) share of each class among the training images
-    taus=np.linspace(-1, 2, 25) # tried
+    taus=None # tried; from -1 to 2 in steps of an eighth by default
 ) -> float: # to be used as `logits-tau*np.log(shares)`
     "The strength of logit adjustment after training with the highest macro F1 (arXiv:2007.07314)"
     logits,targets = _checked(logits, targets)
+    taus = np.linspace(-1, 2, 25) if taus is None else taus
     return float(max(taus, key=lambda tau: (scores(logits-tau*np.log(shares), targets)['f1'], -abs(tau))))
 
 # %% ../../nbs/evaluate/01_metrics.ipynb #37969e12

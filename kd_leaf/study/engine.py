@@ -106,7 +106,7 @@ def run_jobs(
     executor, # from `make_executor`
     on_done=lambda job,result: None, # called here, in the driver, with each result or `Failure`
     on_tick=lambda key,share: None, # called here with the progress of a job
-    claim=lambda job: 'start', # called here before a job starts: "start", "later" (another is at it) or "done" (by another)
+    claim=lambda job: 'start', # called here before a job starts: "start", "later" (another is at it), "done"
     retries:int=1 # how often a job is tried again that was lost or stopped by the system
 ) -> dict: # key: result or `Failure`
     "Do all jobs, each as soon as what it needs is done; `DiskFull` ends everything"
