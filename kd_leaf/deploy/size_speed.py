@@ -25,13 +25,16 @@ def load_size_speed(
     return pd.read_csv(file)
 
 # %% ../../nbs/deploy/10_size_speed.ipynb #5b903469
-_note = (' Milliseconds: one image, one thread, median and quartiles; torch does not resize the image, the files do. Differences: '
-         'to the fp32 file of the same network, with 95 % CI over images. Agreement: share of images with its answer.')
+_note = (' Milliseconds: one image, one thread, median and quartiles; torch does not resize the image, the files do. '
+         'Differences: to the fp32 file of the same network, with 95 % CI over images. '
+         'Agreement: share of images with its answer.')
 
 def _row_text(r):
     "A row as it is shown"
-    size = dict(Network=display_name(r.model), Px=r.size, Format=r.precision, kB=f'{r.bytes/1000:,.0f}' if r.bytes>0 else '–')
-    cost = dict(Parameters=f'{r.params:,}', GFLOPs=f'{r.gflops:.3f}', ms=f'{r.ms:.1f} [{r.ms_low:.1f}, {r.ms_high:.1f}]')
+    kb = f'{r.bytes/1000:,.0f}' if r.bytes>0 else '–' # torch has no file
+    ms = f'{r.ms:.1f} [{r.ms_low:.1f}, {r.ms_high:.1f}]'
+    size = dict(Network=display_name(r.model), Px=r.size, Format=r.precision, kB=kb)
+    cost = dict(Parameters=f'{r.params:,}', GFLOPs=f'{r.gflops:.3f}', ms=ms)
     score = dict(Accuracy=f'{r.accuracy:.3f}', F1=f'{r.f1:.3f}')
     if r.precision.startswith('fp32'): return size | cost | score | dict.fromkeys(_differences, '')
     accuracy,f1 = with_ci(r.accuracy_diff, r.accuracy_low, r.accuracy_high),with_ci(r.f1_diff, r.f1_low, r.f1_high)
@@ -55,8 +58,9 @@ def _plot_costs(ax, sns, rows, cost, legend):
     sns.scatterplot(df, x=cost, y='f1', hue='Network', style='Format', s=70, ax=ax, legend=legend)
     front = df[pareto_front(df[cost], df.f1)].sort_values(cost)
     ax.plot(front[cost], front.f1, color='.3', lw=1, zorder=0)
+    above = dict(xytext=(0, 9), textcoords='offset points', fontsize=8, ha='center')
     for name,r in front.groupby('Network').first().iterrows(): # the cheapest file of each
-        ax.annotate(f'{name}, {r.Format}', (r[cost], r.f1), xytext=(0, 9), textcoords='offset points', fontsize=8, ha='center')
+        ax.annotate(f'{name}, {r.Format}', (r[cost], r.f1), **above)
     ax.set(xscale='log')
     ax.margins(x=.2, y=.15)
 
@@ -71,7 +75,8 @@ def size_speed_figure(
     left.set(xlabel='bytes', ylabel='F1 (test)')
     left.xaxis.set_major_formatter(EngFormatter(sep=''))
     right.hlines(rows.f1, rows.ms_low, rows.ms_high, color='.75', lw=2, zorder=0) # quartiles
-    right.set(xlabel='milliseconds an image, one thread', xticks=[t for t in _ticks if rows.ms.min()/2<t<2*rows.ms.max()])
+    ticks = [t for t in _ticks if rows.ms.min()/2<t<2*rows.ms.max()]
+    right.set(xlabel='milliseconds an image, one thread', xticks=ticks)
     right.minorticks_off()
     right.xaxis.set_major_formatter('{x:g}')
     right.legend(fontsize=8, bbox_to_anchor=(1.01, 1), loc='upper left')
