@@ -165,16 +165,19 @@ class StoreLoader(TfmdDL):
         rank,n = self.shard
         for ks in super().chunkify(samps): yield ks[rank:len(ks)-len(ks)%n:n]
 
-    def shuffle_fn(self,
-        idxs # positions in the plan
-    ):
-        "As many as an epoch has, in random order"
-        return self.rng.sample(idxs, self.n)
+# %% ../../nbs/data/06_loaders.ipynb #7bf037ba
+@patch
+def shuffle_fn(self:StoreLoader,
+    idxs # positions in the plan
+):
+    "As many as an epoch has, in random order"
+    return self.rng.sample(idxs, self.n)
 
-    def get_idxs(self):
-        "Positions of an epoch"
-        idxs = list(range(len(self.dataset)))
-        return self.shuffle_fn(idxs) if self.shuffle else idxs
+@patch
+def get_idxs(self:StoreLoader):
+    "Positions of an epoch"
+    idxs = list(range(len(self.dataset)))
+    return self.shuffle_fn(idxs) if self.shuffle else idxs
 
 # %% ../../nbs/data/06_loaders.ipynb #7862d096
 def _as_items(items):
