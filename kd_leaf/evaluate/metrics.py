@@ -12,7 +12,7 @@ __all__ = ['scores', 'class_report', 'confusion', 'part_report', 'Difference', '
 import functools
 from typing import NamedTuple
 import numpy as np, pandas as pd
-from ..checks import check_number
+from ..checks import check_name,check_number
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax,softmax
 from scipy.stats import binomtest,t
@@ -87,7 +87,7 @@ def part_report(
 
 # %% ../../nbs/evaluate/01_metrics.ipynb #9d304fe6
 class Difference(NamedTuple):
-    "A minus B in macro F1, its interval and two-sided p"
+    "A minus B in a score, its interval and two-sided p"
     difference:float # on the images as they are
     low:float        # end of the interval
     high:float       # end of the interval
@@ -98,6 +98,12 @@ def _macro_f1(predicted, targets, weights, n_classes):
     p,t = (np.eye(n_classes, dtype=np.float32)[o] for o in (predicted, targets))
     hit,both = weights@(p*t),weights@(p+t)
     return np.divide(2*hit, both, out=np.zeros(hit.shape), where=both>0).mean(1)
+
+def _accuracy(predicted, targets, weights, n_classes):
+    "Accuracy (draws,) of samples in which each image has a weight (draws, n)"
+    return weights@(predicted==targets)/weights.sum(1)
+
+_resampled = dict(f1=_macro_f1, accuracy=_accuracy)
 
 def _checked_pair(a, b, targets):
     "Logits (n_seeds, n, n_classes) of two models as arrays; `ValueError` if they are not of the same seeds and images"
@@ -132,15 +138,17 @@ def paired_bootstrap(
     targets, # (n,) class numbers
     n:int=2000, # draws
     level:float=.95, # of confidence, below 1
-    seed:int=0 # of the draws
+    seed:int=0, # of the draws
+    score:str='f1' # "f1" (macro) or "accuracy"
 ) -> Difference: # a minus b
-    "Difference in macro F1 and its interval over images and seeds; `ValueError` if these do not pair"
+    "Difference in a score and its interval over images and seeds; `ValueError` if these do not pair"
+    of_draws = _resampled[check_name(score, _resampled, 'score')]
     check_number('n', n, 2, whole=True)
     check_number('level', level, 0, 1-1e-9, above=True)
     a,b,targets = _checked_pair(a, b, targets)
     (_,m,n_classes),weights = a.shape,_draws(a.shape[1], n, seed)
-    f1 = lambda logits: _macro_f1(logits.argmax(1), targets, weights, n_classes)
-    diff = np.stack([f1(x)-f1(y) for x,y in zip(a, b)], 1) # (1+n, n_seeds)
+    scored = lambda logits: of_draws(logits.argmax(1), targets, weights, n_classes)
+    diff = np.stack([scored(x)-scored(y) for x,y in zip(a, b)], 1) # (1+n, n_seeds)
     mean,(sd,df) = float(diff[0].mean()),_spread(diff[0], diff[1:])
     half = sd*t.ppf((1+level)/2, df)
     return Difference(mean, mean-half, mean+half, float(2*t.sf(abs(mean)/sd, df)) if sd else 1.)

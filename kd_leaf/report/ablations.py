@@ -50,7 +50,7 @@ def rare_f1(
 def _check_seeds(variant, last_variant, kd, alone, last):
     "Raise `LookupError` unless all three have the same seeds on record"
     seeds = [list(o.seed) for o in (kd, alone, last)]
-    if seeds[1]==seeds[2] and seeds[0] in ([], seeds[1]): return
+    if seeds[0] in ([], seeds[1]) and seeds[2] in ([], seeds[1]): return # none: no teacher
     raise LookupError(f'seeds on record: {seeds[0]} of {variant}, {seeds[1]} of its baseline, '
                       f'{seeds[2]} of {last_variant}: finish the study first')
 

@@ -28,9 +28,10 @@ def _several(runs, balance):
     try: return len(members(runs, balance)[0])>1
     except LookupError as e: warnings.warn(f'no table of ensembles with balance={balance!r}: {e}')
 
-def _only_variants(grid):
-    "Is the study an ablation of one student?"
-    return bool(variant_groups(grid)) and len(grid['students'])==1
+def _only_variants(grid, runs):
+    "Is the study an ablation of one student, or one without distilled students?"
+    alone = runs[runs.role=='student'].teacher.eq('').all()
+    return bool(variant_groups(grid)) and (len(grid['students'])==1 or alone)
 
 def make_tables(
     study:str, # name of a study
@@ -41,7 +42,7 @@ def make_tables(
     spec = study_spec(study, runs.profile[0])
     grid,main,selectors = spec['grid'],main_runs(runs, spec),load_selectors(study, profile)
     variants = [variant_table(runs, spec, o) for o in variant_groups(grid)]
-    if _only_variants(grid): return [teacher_table(runs), *variants]
+    if _only_variants(grid, runs): return [teacher_table(runs), *variants]
     on_record = set(zip(main.teacher, main.balance))
     settings = [(t, b) for t in grid['teachers'] for b in grid['balance'] if (t, b) in on_record]
     tables = [teacher_table(runs), *(kd_table(main, t, b) for t,b in settings)]
@@ -66,7 +67,7 @@ def make_figures(
     runs = load_runs(study, profile)
     spec = study_spec(study, runs.profile[0])
     variants = _variant_figures(runs, spec)
-    if _only_variants(spec['grid']): return variants | dict(teachers=curve_figure(runs))
+    if _only_variants(spec['grid'], runs): return variants | dict(teachers=curve_figure(runs))
     runs = main_runs(runs, spec)
     trio = best_trio(runs)
     teacher,alone,distilled = (trio.iloc[k] for k in range(3))

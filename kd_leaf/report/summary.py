@@ -57,14 +57,15 @@ def sentences(
 
 # %% ../../nbs/report/06_summary.ipynb #0dc9d427
 def from_to(
-    runs:pd.DataFrame # from `load_runs`: students of one teacher and one balance, and their no-KD baselines
+    runs:pd.DataFrame, # from `load_runs`: students of one teacher and one balance, and their no-KD baselines
+    score:str='f1' # "f1" (macro) or "accuracy"
 ) -> str: # such as "CNN4 0.236 → 0.282 (+0.046 [+0.032, +0.060])"
-    "Macro F1 of each student without a teacher and distilled, and the difference with its 95 % CI"
+    "A score of each student without a teacher and distilled, and the difference with its 95 % CI"
     parts = []
     for model,students in pick(runs, role='student').groupby('model'):
         alone,distilled = students[students.teacher==''],students[students.teacher!='']
-        d = paired_difference(distilled, alone)
-        parts.append(f'{display_name(model)} {alone.f1.mean():.3f} → {distilled.f1.mean():.3f} '
+        d = paired_difference(distilled, alone, score)
+        parts.append(f'{display_name(model)} {alone[score].mean():.3f} → {distilled[score].mean():.3f} '
                      f'({with_ci(d.difference, d.low, d.high)})')
     return '; '.join(parts)
 

@@ -90,11 +90,12 @@ def _aggregate(runs, by, metrics):
 # %% ../../nbs/report/01_tables.ipynb #db0ee3aa
 def paired_difference(
     rows:pd.DataFrame, # of `load_runs`, one a seed
-    others:pd.DataFrame # the same seeds
+    others:pd.DataFrame, # the same seeds
+    score:str='f1' # "f1" (macro) or "accuracy"
 ): # `Difference`
-    "Difference in macro F1 on test between two lists of runs, and its interval, by `paired_bootstrap`"
+    "Difference in a score on test between two lists of runs, and its interval, by `paired_bootstrap`"
     (ours,targets),(theirs,_) = (saved_logits(o.sort_values('seed'), 'test') for o in (rows, others))
-    return paired_bootstrap(ours, theirs, targets)
+    return paired_bootstrap(ours, theirs, targets, score=score)
 
 # %% ../../nbs/report/01_tables.ipynb #6c026e2f
 _star = ' * better in F1 than without KD, p < .05 after Holm\'s correction over the table.'
