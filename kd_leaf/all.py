@@ -16,7 +16,7 @@ __all__ = ['seed_everything', 'list_cards', 'load_card', 'have_images', 'image_s
            'fit_temperature', 'holm', 'mcnemar', 'paired_bootstrap', 'scores', 'embed', 'embedding_figure', 'grad_cam',
            'grad_cam_figure', 'Study', 'list_studies', 'load_study', 'load_runs', 'run_study', 'run_selectors',
            'write_costs', 'make_figures', 'make_tables', 'write_report', 'calibrate_onnx', 'export_onnx', 'from_hub',
-           'push_to_hub', 'make_page', 'half_onnx', 'quantize_onnx', 'OnnxClassifier']
+           'push_to_hub', 'make_page', 'half_onnx', 'quantize_onnx', 'list_released', 'load_released', 'OnnxClassifier']
 
 # %% ../nbs/all.ipynb #a3b1812a
 from .core import seed_everything
@@ -53,6 +53,7 @@ from .deploy.export import export_onnx
 from .deploy.hub import from_hub,push_to_hub
 from .deploy.page import make_page
 from .deploy.quantize import half_onnx,quantize_onnx
+from .deploy.released import list_released,load_released
 from .deploy.runtime import OnnxClassifier
 
 # %% ../nbs/all.ipynb #97977908
@@ -70,4 +71,4 @@ _all_ = [
     'paired_bootstrap', 'scores', 'embed', 'embedding_figure', 'grad_cam', 'grad_cam_figure', 'Study',
     'list_studies', 'load_study', 'load_runs', 'run_study', 'run_selectors', 'write_costs', 'make_figures',
     'make_tables', 'write_report', 'calibrate_onnx', 'export_onnx', 'from_hub', 'push_to_hub', 'make_page',
-    'half_onnx', 'quantize_onnx', 'OnnxClassifier']
+    'half_onnx', 'quantize_onnx', 'list_released', 'load_released', 'OnnxClassifier']
