@@ -85,7 +85,8 @@ def dumbbell_figure(
     ax.plot(df.distilled, y, 'o', color=blue, ms=8, label='distilled, 95 % CI of the gain')
     ax.plot(df.teacher_f1, y, '|', color=orange, ms=16, mew=2.5, label='its teacher')
     ax.set_yticks(y, _labels(df)); ax.set_xlabel('macro F1 (test)'); ax.grid(axis='y', visible=False)
-    ax.legend(fontsize=9, loc='upper center', bbox_to_anchor=(.4, -.16), ncols=3, frameon=False)
+    below = .5/(.65+.32*len(df)) # half an inch, whatever the height
+    ax.legend(fontsize=9, loc='upper center', bbox_to_anchor=(.4, -below), ncols=3, frameon=False)
     synthetic_warning(ax, runs)
     return fig
 
