@@ -176,8 +176,7 @@ def shuffle_fn(self:StoreLoader,
 @patch
 def get_idxs(self:StoreLoader):
     "Positions of an epoch"
-    idxs = list(range(len(self.dataset)))
-    return self.shuffle_fn(idxs) if self.shuffle else idxs
+    return (self.shuffle_fn if self.shuffle else list)(range(len(self.dataset)))
 
 # %% ../../nbs/data/06_loaders.ipynb #7862d096
 def _as_items(items):
@@ -236,17 +235,16 @@ def store_dls(
 ) -> StoreDataLoaders: # train, valid, test
     "fastai `DataLoaders` over a store; `ValueError` if there is too little to train on"
     if not hasattr(store, 'where'): raise TypeError(f'store={store!r}: give an `ImageStore`, from `image_store`')
-    plan = SamplePlan.of(store.where('train')) if plan is None else plan
+    if plan is None: plan = SamplePlan.of(store.where('train'))
     check_kind('plan', plan, SamplePlan, 'a `SamplePlan`, such as `SamplePlan.of(positions)`')
     if len(plan)<2: raise ValueError(f'{len(plan)} training images: batch normalisation needs at least 2')
     check_number('bs', bs, 1, whole=True)
     n = min(check_number('epoch_size', len(plan) if epoch_size is None else epoch_size, 2, whole=True), len(plan))
-    augmentation = [TrainOnly(leaf_transforms(vflip))] if augment else []
-    tfms = [IntToFloatTensor(), *augmentation, Normalize.from_stats(*imagenet_stats)]
+    tfms = [IntToFloatTensor(), *[TrainOnly(leaf_transforms(vflip))]*bool(augment), Normalize.from_stats(*imagenet_stats)]
     last = n>bs and n%bs==1 # a batch of one image, which batch normalisation cannot take
     train = StoreLoader(StoreDataset(store, plan), bs=bs, shuffle=True, n=n, drop_last=last, after_batch=tfms)
-    held = [StoreDataset(store, SamplePlan.of(store.where(s)), 1) for s in ('valid', 'test')]
+    held = (StoreDataset(store, SamplePlan.of(store.where(s)), 1) for s in ('valid', 'test'))
     rest = [StoreLoader(ds, bs=bs, after_batch=tfms) for ds in held]
-    device = torch.device(device or default_device())
-    for dl in (train, *rest): dl.dataset.to(device)
-    return StoreDataLoaders(train, *rest, device=device)
+    dls = StoreDataLoaders(train, *rest, device=torch.device(device or default_device()))
+    for dl in dls: dl.dataset.to(dls.device)
+    return dls
