@@ -236,13 +236,13 @@ def store_dls(
     "fastai `DataLoaders` over a store; `ValueError` if there is too little to train on"
     if not hasattr(store, 'where'): raise TypeError(f'store={store!r}: give an `ImageStore`, from `image_store`')
     if plan is None: plan = SamplePlan.of(store.where('train'))
-    check_kind('plan', plan, SamplePlan, 'a `SamplePlan`, such as `SamplePlan.of(positions)`')
+    check_number('bs', bs, 1, whole=True), check_kind('plan', plan, SamplePlan, 'a plan: `SamplePlan.of(positions)`')
     if len(plan)<2: raise ValueError(f'{len(plan)} training images: batch normalisation needs at least 2')
-    check_number('bs', bs, 1, whole=True)
     n = min(check_number('epoch_size', len(plan) if epoch_size is None else epoch_size, 2, whole=True), len(plan))
-    tfms = [IntToFloatTensor(), *[TrainOnly(leaf_transforms(vflip))]*bool(augment), Normalize.from_stats(*imagenet_stats)]
-    last = n>bs and n%bs==1 # a batch of one image, which batch normalisation cannot take
-    train = StoreLoader(StoreDataset(store, plan), bs=bs, shuffle=True, n=n, drop_last=last, after_batch=tfms)
+    ours = [TrainOnly(leaf_transforms(vflip))]*bool(augment)
+    tfms = [IntToFloatTensor(), *ours, Normalize.from_stats(*imagenet_stats)]
+    one = n>bs and n%bs==1 # a last batch of one, which batch normalisation cannot take
+    train = StoreLoader(StoreDataset(store, plan), bs=bs, shuffle=True, n=n, drop_last=one, after_batch=tfms)
     held = (StoreDataset(store, SamplePlan.of(store.where(s)), 1) for s in ('valid', 'test'))
     rest = [StoreLoader(ds, bs=bs, after_batch=tfms) for ds in held]
     dls = StoreDataLoaders(train, *rest, device=torch.device(device or default_device()))
