@@ -1,4 +1,4 @@
-"""Trained students and their teacher, kept beside the results: half the bytes, one line to load
+"""Trained students, kept beside the results: half the bytes, one line to load
 
 Docs: https://kd-leaf.github.io/kd_leaf/deploy/released.html.md"""
 
