@@ -214,7 +214,7 @@ def test_get_preds_and_validate_need_no_teacher(dls, teacher):
 
 def test_distributed_is_refused_for_a_cache(vdls, teacher):
     cache = cache_teacher(teacher, vdls)
-    with mock.patch('kd_leaf.distill.callbacks.num_distrib', lambda: 2), pytest.raises(ValueError, match='cannot teach distributed'):
+    with mock.patch('kd_leaf.distill.callbacks.num_distrib', lambda: 2), pytest.raises(ValueError, match='cannot teach training in fastai'):
         fit(student(vdls), KDCallback(cache))
     with mock.patch('kd_leaf.distill.callbacks.num_distrib', lambda: 2): fit(student(vdls), KDCallback(teacher))  # the network itself may
 
