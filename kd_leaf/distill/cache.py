@@ -8,7 +8,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/distill/cache.html.md"""
 __all__ = ['TeacherLogits', 'cache_teacher']
 
 # %% ../../nbs/distill/02_cache.ipynb #09af56aa
-import hashlib,time
+import hashlib,os,shutil,time
 from pathlib import Path
 import numpy as np, torch
 from fastai.callback.schedule import Learner
@@ -205,10 +205,15 @@ def _complete(folder, want, teacher, dl, n, bs, chunk, precision):
     header = read_json(note) if note.exists() else new
     _refuse(folder, header['made_from'], want)
     if header['sha256'] and header['n_views']>=n: return False
+    if header['sha256']: _read_header(folder) # whole, or an error
+    file,part = folder/'logits.bin',folder/'logits.part'
+    if not note.exists(): write_json(note, new)
+    if file.exists() and not part.exists(): shutil.copy(file, part)
+    _build(part, teacher, dl, n, header['precision'], bs, chunk)
+    seconds,sha256 = header['seconds']+time.perf_counter()-start,file_sha256(part)
     write_json(note, header | dict(sha256=None))
-    _build(folder/'logits.bin', teacher, dl, n, header['precision'], bs, chunk)
-    seconds = header['seconds']+time.perf_counter()-start
-    write_json(note, header | dict(n_views=n, sha256=file_sha256(folder/'logits.bin'), seconds=seconds))
+    os.replace(part, file)
+    write_json(note, header | dict(n_views=n, sha256=sha256, seconds=seconds))
     return True
 
 # %% ../../nbs/distill/02_cache.ipynb #b7a7e17b
