@@ -1,7 +1,7 @@
 "What a user sees of odd images, odd folders, odd archives and damaged stores"
 import errno, io, os, re, shutil, struct, threading, warnings, zipfile, zlib
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 import numpy as np
 import pytest
 from PIL import Image
@@ -230,6 +230,16 @@ def test_full_disk(tmp_path):
     with patch.object(st, '_write_meta', side_effect=OSError(errno.ENOSPC, 'No space left on device')):
         with pytest.raises(DiskFull, match=f'no space left in {re.escape(str(stores))}'): image_store('synthetic-leaves', 16)
     assert not list(stores.iterdir())
+
+
+def test_little_memory_is_said_before_decoding(tmp_path):
+    "An estimate against the memory that is free; nothing is decoded, drawn or left behind"
+    tree(tmp_path, dict(a=8, b=8))
+    with patch('psutil.virtual_memory', return_value=Mock(available=10**6)), patch.object(st, 'decode_image') as decode, patch.object(st, 'synthetic_leaves') as draw:
+        for source in (tmp_path, 'synthetic-leaves'):
+            with pytest.raises(MemoryError, match='of memory, and 0.0 GB are free: choose a smaller size'): image_store(source, 512)
+        decode.assert_not_called(), draw.assert_not_called()
+    assert not list((Path(os.environ['KD_LEAF_CACHE'])/'stores').iterdir())
 
 
 def test_hashes_are_remembered(tmp_path):

@@ -12,7 +12,7 @@ import errno,hashlib,json,mmap,os,shutil,warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
-import PIL, numpy as np, pandas as pd
+import PIL, numpy as np, pandas as pd, psutil
 import kd_leaf.data.synthetic
 from ..checks import check_kind,check_name,check_number
 from ..core import DiskFull,atomic_dir,atomic_path,cache_dir,clean_leftovers
@@ -38,6 +38,12 @@ def take_fraction(
     return np.sort(np.array(keep))
 
 # %% ../../nbs/data/04_store.ipynb #b9a6f225
+def _check_memory(n, size):
+    "`MemoryError` before anything is decoded if `n` images do not fit in what memory is free"
+    need,free = n*size*size*3,psutil.virtual_memory().available
+    if need>free: raise MemoryError(f'{n} images of {size} px take {need/1e9:.1f} GB of memory, and '
+                                    f'{free/1e9:.1f} GB are free: choose a smaller size')
+
 def _reserve(path, n, size):
     "A file for `n` images as a memory map; `DiskFull` before anything is decoded if the disk has no room"
     need,free = n*size*size*3,shutil.disk_usage(path.parent).free
@@ -58,12 +64,14 @@ def release_pages(
 
 def _decode_all(df, size, path):
     "Decode every file of a listing into `path`; returns what is wrong with each, or None"
+    held = min(len(df), max(64, 2**26//(3*size*size))) # images in memory at a time
+    _check_memory(held, size)
     images = _reserve(path, len(df), size)
     def one(k):
         im = decode_image(df.path[k], size)
         if isinstance(im, str): return f'  {df.id[k]}: {im}'
         images[k] = im
-        if k%1000==999: release_pages(images)
+        if k%held==held-1: release_pages(images)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         bad = list(progress(pool.map(one, range(len(df))), f'decoding at {size} px', len(df)))
     images.flush()
@@ -153,7 +161,8 @@ def _draw_store(size, seed):
     code = file_sha256(kd_leaf.data.synthetic.__file__)
     path = cache_dir('stores')/stable_hash([_version, code, np.__version__, PIL.__version__, size, seed])
     if path.exists(): return ImageStore(path)
-    images,*cols = synthetic_leaves(size=size, seed=seed)
+    _check_memory(_n_drawn, size)
+    images,*cols = synthetic_leaves(_n_drawn, size, seed)
     df = pd.DataFrame(dict(zip(('label', 'id', 'split'), cols)))
     with atomic_dir(path) as tmp:
         _reserve(tmp/'images.npy', len(images), size)[:] = images
@@ -161,6 +170,7 @@ def _draw_store(size, seed):
     return ImageStore(path)
 
 _version = 2 # of the files of a store
+_n_drawn = 720 # synthetic leaves
 
 def _merge_classes(df, card):
     "Some classes of a card as one, if it says so"
@@ -183,7 +193,7 @@ def image_store(
     on_bad:str='raise', # files that are no images: "raise" an error that lists them, or "skip" them with a warning
     seed:int=0 # for splits that must be made, and for the synthetic leaves; 0 or more
 ) -> ImageStore:
-    "Open a data set, decoding it if that has not been done before; `ValueError`s of `list_images`, `DiskFull`"
+    "Open a data set, decoding it if that has not been done before; `ValueError`s of `list_images`, `DiskFull`, `MemoryError`"
     check_kind('source', source, (str, Path), 'the name of a card, or a folder of class folders')
     check_number('size', size, 8, 1024, whole=True)
     check_name(on_bad, ('raise', 'skip'), 'on_bad')
