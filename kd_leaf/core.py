@@ -6,13 +6,13 @@ Docs: https://kd-leaf.github.io/kd_leaf/core.html.md"""
 
 # %% auto #0
 __all__ = ['project_root', 'shipped_dir', 'toml_files', 'results_dir', 'cache_dir', 'check_writable', 'DiskFull',
-           'name_full_disk', 'atomic_path', 'atomic_dir', 'clean_leftovers', 'write_json', 'read_json', 'write_csv',
+           'name_full_disk', 'clean_leftovers', 'atomic_path', 'atomic_dir', 'write_json', 'read_json', 'write_csv',
            'write_npz', 'stable_hash', 'file_sha256', 'seed_everything', 'device_name', 'default_device', 'progress']
 
 # %% ../nbs/00_core.ipynb #8a0cb7f7
-import contextlib,errno,hashlib,json,os,platform,random,shutil,sys,tempfile,threading,time,tomllib
+import contextlib,errno,glob,hashlib,json,os,platform,random,shutil,sys,tempfile,threading,time,tomllib
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, psutil
 
 # %% ../nbs/00_core.ipynb #6537ed1d
 def _checkout(start=None):
@@ -93,11 +93,24 @@ def name_full_disk(
         remedy = 'free some, or choose another disk; what is finished is kept'
         raise DiskFull(e.errno, f'no space left in {folder}: {remedy}') from e
 
-# %% ../nbs/00_core.ipynb #2c45ed13
+# %% ../nbs/00_core.ipynb #d97dcec6
 def _tmp_name(path):
     "A hidden name beside `path` that says which machine, process and thread writes there"
     return path.with_name(f'.{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.tmp')
 
+def clean_leftovers(
+    folder, # where files or folders were being written
+    hours:float=24, # what is older is removed even if another machine wrote it
+    name:str='' # of the file that was to be written; all by default
+):
+    "Remove temporary files and folders whose process, on this machine, has ended, and all that are old"
+    for f in Path(folder).glob(f'.{glob.escape(name)}.*.tmp' if name else '.*.tmp'):
+        node,pid,_ = f.name[:-len('.tmp')].rsplit('.', 2) if f.name.count('.')>=5 else ('', '0', '')
+        with contextlib.suppress(OSError):
+            ended = node.endswith(f'.{platform.node()}') and pid.isdigit() and not psutil.pid_exists(int(pid))
+            if ended or time.time()-f.stat().st_mtime>=3600*hours: shutil.rmtree(f) if f.is_dir() else f.unlink()
+
+# %% ../nbs/00_core.ipynb #2c45ed13
 @contextlib.contextmanager
 def atomic_path(
     path # where the finished file shall stand
@@ -106,6 +119,7 @@ def atomic_path(
     path = Path(path)
     with name_full_disk(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+        clean_leftovers(path.parent, name=path.name)
         tmp = _tmp_name(path)
         try:
             yield tmp
@@ -121,6 +135,7 @@ def atomic_dir(
     path = Path(path)
     with name_full_disk(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+        clean_leftovers(path.parent, name=path.name)
         tmp = _tmp_name(path)
         tmp.mkdir()
         try:
@@ -129,20 +144,6 @@ def atomic_dir(
             except OSError:
                 if not path.is_dir(): raise # if it is there, another process was first
         finally: shutil.rmtree(tmp, ignore_errors=True)
-
-# %% ../nbs/00_core.ipynb #d97dcec6
-def clean_leftovers(
-    folder, # where files or folders were being written
-    hours:float=24 # what is older is removed even if another machine wrote it
-):
-    "Remove temporary files and folders whose process, on this machine, has ended, and all that are old"
-    import psutil
-    for f in Path(folder).glob('.*.tmp'):
-        node,pid,_ = f.name[:-len('.tmp')].rsplit('.', 2) if f.name.count('.')>=5 else ('', '0', '')
-        with contextlib.suppress(OSError):
-            ended = node.endswith(f'.{platform.node()}') and pid.isdigit() and not psutil.pid_exists(int(pid))
-            if not ended and time.time()-f.stat().st_mtime < 3600*hours: continue
-            shutil.rmtree(f) if f.is_dir() else f.unlink()
 
 # %% ../nbs/00_core.ipynb #64b896cd
 def _plain(o):

@@ -10,6 +10,12 @@ hypothesis.settings.load_profile('kd_leaf')
 SLOWEST = ('resume', 'own_data', 'notebooks', 'numbers', 'memory', 'deploy', 'browser')
 
 
+def pytest_addoption(parser):
+    parser.addoption('--kills', type=int, default=3, help='of each engine, in tests/drills')
+    parser.addoption('--faults', type=int, default=5, help='of each kind and file, in tests/drills')
+    parser.addoption('--tables', help='folder for the tables of tests/drills; none are written by default')
+
+
 def pytest_collection_modifyitems(items):
     "Files that take minutes come first, so that of two processes none is left with one of them at the end"
     items.sort(key=lambda item: SLOWEST.index(name) if (name := item.path.stem.removeprefix('test_')) in SLOWEST else len(SLOWEST))

@@ -253,7 +253,7 @@ def test_the_size_and_speed_tool(tmp_path, monkeypatch, capsys):
         net, test = settled(model, seed=ord(name)), store.where('test')
         save_weights(net, models/f'{name}.safetensors')
         with torch.inference_mode(): right = net(imagenet(store.images[test])).argmax(1).numpy() == store.labels[test]
-        note = dict(model=model, teacher=teacher, size=size, params=n_params(net), accuracy=right.mean(), f1=.5, dataset=store.name,
+        note = dict(key=name, profile='quick', model=model, teacher=teacher, size=size, params=n_params(net), accuracy=right.mean(), f1=.5, dataset=store.name,
                     classes=list(store.vocab), sha256=file_sha256(models/f'{name}.safetensors'))
         write_json(models/f'{name}.json', note)
     monkeypatch.chdir(tmp_path)

@@ -2,8 +2,8 @@
 
     python tools/size_speed.py [--study transfer]
 
-Reads results/<study>/models, each network at the image size of its note; the students of the commonest size are also combined
-by their mean. Writes results/deploy/size_speed.csv (a row a file, with provenance) and size_speed.md. Nothing is trained. Needs
+Reads results/<study>/models, each network at the image size of its note, and the teachers of these students, where the cache has
+their weights (a teacher is too large for the repository); the students of the commonest size are also combined by their mean. Writes results/deploy/size_speed.csv (a row a file, with provenance) and size_speed.md. Nothing is trained. Needs
 the images (KD_LEAF_DATA), the extra `deploy` and, for times worth reading, a machine that does nothing else."""
 import argparse
 import numpy as np, pandas as pd, torch
@@ -14,7 +14,10 @@ from kd_leaf.deploy.quantize import half_onnx, quantize_onnx, size_speed_table
 from kd_leaf.deploy.released import list_released, load_released
 from kd_leaf.deploy.size_speed import size_speed_report
 from kd_leaf.ensemble.model import Ensemble
-from kd_leaf.study.files import provenance
+from kd_leaf.models.weights import read_weights
+from kd_leaf.models.zoo import create_model
+from kd_leaf.study.files import provenance, read_record, weights_path
+from kd_leaf.study.run import architecture
 
 
 def networks(study):
@@ -25,7 +28,20 @@ def networks(study):
         module, note = load_released(name, study)
         role = 'teacher' if model in set(released.teacher) else 'student'
         found[name] = dict(role=role, module=module) | {k: note[k] for k in ('size', 'dataset', 'classes', 'accuracy')}
+        taught_by = teacher(study, note)
+        if taught_by: found.setdefault(note['teacher'], taught_by)
     return dict(sorted(found.items(), key=lambda o: o[1]['role'], reverse=True)) | ensemble(found)
+
+
+def teacher(study, note):
+    "The teacher of a released student, from the cache; None where it has none, or the cache lacks its weights"
+    runs = results_dir(study, note['profile'])/'runs'
+    if not note['teacher'] or not (student := runs/f'{note["key"]}.json').exists(): return
+    record = read_record(runs/f'{read_record(student)["teacher_key"]}.json')
+    if not (file := weights_path(record['key'])).exists(): return
+    read_weights(file, record['weights_sha256'])
+    module = create_model(architecture(record['model']), len(record['vocab']), file).eval()
+    return dict(role='teacher', module=module, classes=record['vocab']) | {k: record[k] for k in ('size', 'dataset', 'accuracy')}
 
 
 def ensemble(found):

@@ -8,11 +8,11 @@ Docs: https://kd-leaf.github.io/kd_leaf/deploy/graph.html.md"""
 __all__ = ['opset', 'prepare_graph', 'finish_graph', 'assemble', 'write_meta', 'shorten', 'write_onnx']
 
 # %% ../../nbs/deploy/02_graph.ipynb #5fe5a827
-import json
+import hashlib,json
 import kd_leaf
 from ..core import atomic_path
 from ..checks import import_extra
-from .runtime import OnnxClassifier
+from .runtime import OnnxClassifier,seal_name,unsealed
 
 # %% ../../nbs/deploy/02_graph.ipynb #2d754d37
 opset = 18 # the first with an antialiased Resize
@@ -129,9 +129,13 @@ def write_onnx(
     graph, # ONNX model with a description
     path # file to write, whole or not at all
 ) -> OnnxClassifier:
-    "Shorten a graph's names, check it and write it"
+    "Shorten a graph's names, check it and write it with a hash of the whole file in its metadata"
     onnx = import_extra('onnx', 'deploy')
     shorten(graph)
     onnx.checker.check_model(graph, full_check=True)
-    with atomic_path(path) as tmp: tmp.write_bytes(graph.SerializeToString())
+    props = {o.key: o.value for o in graph.metadata_props}
+    onnx.helper.set_model_props(graph, props | {seal_name: unsealed})
+    content = graph.SerializeToString()
+    sealed = content.replace(unsealed.encode(), hashlib.sha256(content).hexdigest().encode())
+    with atomic_path(path) as tmp: tmp.write_bytes(sealed)
     return OnnxClassifier(path)

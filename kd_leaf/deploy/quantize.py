@@ -37,10 +37,13 @@ def _static(path, dest, images, per_channel):
     class Reader(q.CalibrationDataReader):
         batches = iter([dict(image=images[k:k+16]) for k in range(0, len(images), 16)])
         def get_next(self): return next(self.batches, None)
-    kept = _kept(import_extra('onnx', 'deploy').load(str(path)))
+    onnx = import_extra('onnx', 'deploy')
+    kept = _kept(onnx.load(str(path)))
     q.quantize_static(str(path), str(dest), Reader(), quant_format=q.QuantFormat.QDQ, per_channel=per_channel,
                       op_types_to_quantize=quantized_ops, nodes_to_exclude=kept,
                       activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8)
+    write_onnx(onnx.load(str(dest)), dest) # with a hash of its own
+
 
 # %% ../../nbs/deploy/05_quantize.ipynb #53b9c572
 def all_probabilities(

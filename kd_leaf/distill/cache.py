@@ -62,12 +62,15 @@ def _shown_to_teacher(dls, store):
 # %% ../../nbs/distill/02_cache.ipynb #dabaf2e4
 def _row(n_classes): return np.dtype([('shown', '<u8'), ('logits', '<f2', (n_classes,))])
 
+def _seal(header): return stable_hash({k: v for k,v in header.items() if k!='sealed'}, 64)
+
 def _read_header(folder):
     "Header of a finished cache; an error that names the folder and the remedy if there is none"
     folder,remedy = Path(folder),'remove the folder and build it again with `cache_teacher`'
     if not (note := folder/'header.json').is_file():
         raise FileNotFoundError(f'{folder} holds no cache: build it with `cache_teacher`')
     header = read_json(note)
+    if header.get('sealed') not in (None, _seal(header)): raise ValueError(f'{note} is damaged: {remedy}')
     if not header.get('sha256'): raise ValueError(f'{folder}: this cache is not finished: go on with `cache_teacher`')
     if not (file := folder/'logits.bin').is_file(): raise FileNotFoundError(f'{file} is missing: {remedy}')
     if file_sha256(file)!=header['sha256']:
@@ -213,7 +216,8 @@ def _complete(folder, want, teacher, dl, n, bs, chunk, precision):
     seconds,sha256 = header['seconds']+time.perf_counter()-start,file_sha256(part)
     write_json(note, header | dict(sha256=None))
     os.replace(part, file)
-    write_json(note, header | dict(n_views=n, sha256=sha256, seconds=seconds))
+    header |= dict(n_views=n, sha256=sha256, seconds=seconds)
+    write_json(note, header | dict(sealed=_seal(header)))
     return True
 
 # %% ../../nbs/distill/02_cache.ipynb #b7a7e17b

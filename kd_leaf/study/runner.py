@@ -25,7 +25,8 @@ from ..models.zoo import n_params,save_weights
 from .run import Run
 from .config import Study,make_runs
 from .files import check_images,code_version,collect,has_weights,is_done,peak_rss_mb,preds_path,provenance
-from .files import read_record,record_path,reset_peak,reuse_records,todo_runs,weights_path
+from .files import read_record,record_path,reset_peak,reuse_records,todo_runs
+from .files import weights_path,write_record
 from .engine import Failure,Job,run_jobs
 from .executors import make_executor
 from .progress import StudyProgress,Ticker,run_cost
@@ -109,8 +110,7 @@ def keep_run(
     write_npz(preds_path(file), **arrays)
     record = dict(study=study.name, profile=study.profile) | record
     record['preds_sha256'] = file_sha256(preds_path(file))
-    write_json(file, record)
-    return record
+    return write_record(file, record)
 
 
 # %% ../../nbs/study/10_runner.ipynb #78a2e01b

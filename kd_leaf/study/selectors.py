@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict,dataclass
 import numpy as np, pandas as pd
 from ..checks import check_training
-from ..core import default_device,file_sha256,stable_hash,write_csv,write_json,write_npz
+from ..core import default_device,file_sha256,stable_hash,write_csv,write_npz
 from ..data.store import image_store
 from ..ensemble.model import model_cost
 from ..ensemble.selector import fit_selector,predict_selector,select,selector_net
@@ -20,7 +20,7 @@ from ..evaluate.metrics import scores
 from ..models.zoo import create_model,n_params
 from .run import architecture,decides
 from .config import main_runs,make_runs,multi_teacher
-from .files import collect,is_done,peak_rss_mb,preds_path,provenance,record_path
+from .files import collect,is_done,peak_rss_mb,preds_path,provenance,record_path,write_record
 from .terminal import study_bar
 
 # %% ../../nbs/study/11_selectors.ipynb #ba535da3
@@ -104,8 +104,7 @@ def do_selector_run(
         record |= {prefix+k: v for k,v in scores(arrays[f'{s}_logits'], arrays[f'{s}_targets']).items()}
     record |= dict(n_train=len(valid), params=n_params(learn.model), train_s=seconds, peak_rss_mb=peak_rss_mb())
     record |= provenance(device) | dict(preds_sha256=file_sha256(preds_path(file)), vocab=store.vocab, history={})
-    write_json(file, record)
-    return record
+    return write_record(file, record)
 
 # %% ../../nbs/study/11_selectors.ipynb #d249249a
 def run_selectors(
