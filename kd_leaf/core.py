@@ -105,9 +105,9 @@ def clean_leftovers(
 ):
     "Remove temporary files and folders whose process, on this machine, has ended, and all that are old"
     for f in Path(folder).glob(f'.{glob.escape(name)}.*.tmp' if name else '.*.tmp'):
-        node,pid,_ = f.name[:-len('.tmp')].rsplit('.', 2) if f.name.count('.')>=5 else ('', '0', '')
+        pid = (['']*3+f.name.split('.'))[-3]
         with contextlib.suppress(OSError):
-            ended = node.endswith(f'.{platform.node()}') and pid.isdigit() and not psutil.pid_exists(int(pid))
+            ended = f'.{platform.node()}.{pid}.' in f.name and pid.isdigit() and not psutil.pid_exists(int(pid))
             if ended or time.time()-f.stat().st_mtime>=3600*hours: shutil.rmtree(f) if f.is_dir() else f.unlink()
 
 # %% ../nbs/00_core.ipynb #2c45ed13
@@ -136,8 +136,7 @@ def atomic_dir(
     with name_full_disk(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         clean_leftovers(path.parent, name=path.name)
-        tmp = _tmp_name(path)
-        tmp.mkdir()
+        (tmp := _tmp_name(path)).mkdir()
         try:
             yield tmp
             try: os.replace(tmp, path)

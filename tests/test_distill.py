@@ -151,7 +151,7 @@ def test_a_bfloat16_teacher_can_be_hashed():
     (lambda f: (f/'logits.bin').write_bytes((f/'logits.bin').read_bytes()[:-9]), ValueError, 'sha256 differs; .* bytes.: remove the folder'),
     (lambda f: (f/'header.json').write_text('{'), ValueError, 'header.json is damaged'),
     (lambda f: (f/'header.json').unlink(), FileNotFoundError, 'holds no cache: build it'),
-    (lambda f: (f/'header.json').write_text(json.dumps(json.loads((f/'header.json').read_text()) | dict(sha256=None))), ValueError, 'not finished')])
+    (lambda f: (f/'header.json').write_text(json.dumps(json.loads((f/'header.json').read_text()) | dict(sha256=None, sealed=None))), ValueError, 'not finished')])
 def test_a_damaged_cache_is_named_with_its_remedy(vdls, teacher, tmp_path, damage, error, message):
     cache_teacher(teacher, vdls, tmp_path/'c')
     damage(tmp_path/'c')

@@ -193,7 +193,7 @@ def image_store(
     on_bad:str='raise', # files that are no images: "raise" an error that lists them, or "skip" them with a warning
     seed:int=0 # for splits that must be made, and for the synthetic leaves; 0 or more
 ) -> ImageStore:
-    "Open a data set, decoding it if that has not been done before; `ValueError`s of `list_images`, `DiskFull`, `MemoryError`"
+    "Open a data set, decoding it if that has not been done before; `DiskFull`, `MemoryError`, `ValueError`s"
     check_kind('source', source, (str, Path), 'the name of a card, or a folder of class folders')
     check_number('size', size, 8, 1024, whole=True)
     check_name(on_bad, ('raise', 'skip'), 'on_bad')

@@ -214,7 +214,7 @@ def _complete(folder, want, teacher, dl, n, bs, chunk, precision):
     if file.exists() and not part.exists(): shutil.copy(file, part)
     _build(part, teacher, dl, n, header['precision'], bs, chunk)
     seconds,sha256 = header['seconds']+time.perf_counter()-start,file_sha256(part)
-    write_json(note, header | dict(sha256=None))
+    write_json(note, header | dict(sha256=None, sealed=None))
     os.replace(part, file)
     header |= dict(n_views=n, sha256=sha256, seconds=seconds)
     write_json(note, header | dict(sealed=_seal(header)))

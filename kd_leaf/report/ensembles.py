@@ -233,18 +233,17 @@ def pareto_figure(
     table:Table # from `ensemble_table`
 ):
     "F1 against parameters and against milliseconds; returns the matplotlib figure"
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter,LogLocator
     balance = table.name.removeprefix('ensembles_')
     costs = _costs(runs, table, balance)
     fig,(left,right),_ = new_axes(f'What an answer costs, {display_name(balance)}', 'F1 (test)', 11, 4.2, ncols=2)
     _plot_front(left, costs, 'params', legend=False)
     _plot_front(right, costs, 'ms')
     left.set(xlabel='parameters', ylabel='F1 (test)')
-    left.xaxis.set_major_formatter(EngFormatter(sep=''))
+    left.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=EngFormatter(sep=''))
     ticks = [t for t in (.5, 1, 2, 5, 10, 20, 50, 100) if .9*costs.ms.min()<=t<=1.1*costs.ms.max()]
     right.set(xlabel='milliseconds an image, one at a time', xticks=ticks)
-    right.minorticks_off()
     right.xaxis.set_major_formatter('{x:g}')
     right.legend(title='', fontsize=8, loc='lower right')
-    for ax in (left, right): synthetic_warning(ax, runs)
+    for ax in (left, right): synthetic_warning(ax, runs),ax.minorticks_off()
     return fig

@@ -49,7 +49,9 @@ def synthetic_warning(
     text = dict(ha='center', va='center', fontsize=26, color='grey', alpha=.35, rotation=20)
     if runs.synthetic.any(): ax.text(.5, .5, 'synthetic leaves', transform=ax.transAxes, **text)
 
-def _legend(ax, title='', **kw): ax.legend(title=title, bbox_to_anchor=(1.01, 1), loc='upper left', **kw)
+def _legend(ax, title='', **kw):
+    "Beside the axes, if there is anything to name"
+    if any(ax.get_legend_handles_labels()): ax.legend(title=title, bbox_to_anchor=(1.01, 1), loc='upper left', **kw)
 def _spread(df): return 'sd' if df.seed.nunique()>1 else None
 
 # %% ../../nbs/report/02_figures.ipynb #f42d3f1f
