@@ -55,6 +55,8 @@ def _reserve(path, n, size):
         with open(path, 'r+b') as f: os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
     return images
 
+
+# %% ../../nbs/data/04_store.ipynb #5eb293d8
 def release_pages(
     images # memory map of a file; anything else is left alone
 ):
@@ -103,10 +105,12 @@ _verified = set() # stores whose images were read and found whole by this proces
 def _read_meta(path):
     "What a store says of itself; `ValueError` if that is not what was written"
     meta = read_json(path/'meta.json')
-    try: known = meta['labels_sha256']==_labels_sha256(meta)
+    try: known = meta['labels_sha256']==_labels_sha256(meta) and meta.get('sealed') in (None, _seal(meta))
     except (KeyError, TypeError): known = False
     if not known: raise ValueError(f'{path/"meta.json"} is damaged: remove {path}, and the store is made again')
     return meta
+
+def _seal(meta): return stable_hash({k: v for k,v in meta.items() if k!='sealed'}, 64)
 
 def _labels_sha256(meta): return stable_hash([meta[k] for k in ('name', 'vocab', 'ids', 'labels', 'splits')], 64)
 
@@ -154,7 +158,8 @@ def _write_meta(folder, name, sha256, df, synthetic):
     meta = dict(name=name, sha256=sha256, synthetic=synthetic, vocab=vocab, ids=list(df.id),
                 labels=[vocab.index(o) for o in df.label], splits=list(df.split))
     hashes = dict(images_sha256=file_sha256(folder/'images.npy'), labels_sha256=_labels_sha256(meta))
-    write_json(folder/'meta.json', meta | hashes)
+    meta |= hashes
+    write_json(folder/'meta.json', meta | dict(sealed=_seal(meta)))
 
 def _draw_store(size, seed):
     "Store of the synthetic leaves"

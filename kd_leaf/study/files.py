@@ -139,7 +139,7 @@ def read_predictions(
     "Saved logits, targets and choices"
     try:
         with np.load(file) as saved: return {k: saved[k] for k in saved.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error): return None
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error): return None
 
 _checked = set() # (record, its time, predictions, their time) that were found to belong together
 

@@ -55,12 +55,13 @@ def cut(content, rng): return content[:rng.randrange(len(content))]
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_damage(kind, whole, faults, rows):
+def test_damage(kind, whole, faults, rows, request):
     "What is read is what was written, or an error names the file and what to do"
     WHOLE[:] = [whole]
     pattern, read = KINDS[kind]
     file = first(whole, pattern)
     content, right, rng = file.read_bytes(), read(file), random.Random(kind)
+    request.addfinalizer(lambda: file.write_bytes(content))
     for how, damage in dict(flipped=flip, cut=cut).items():
         said = dict(named=0, unchanged=0)
         for _ in range(faults):
@@ -72,9 +73,7 @@ def test_damage(kind, whole, faults, rows):
             else:
                 assert now == right, f'{kind}, {how}: in silence'
                 said['unchanged'] += 1
-        file.write_bytes(content)
         rows.append(dict(file=kind, damage=how, times=faults) | said)
-    assert read(file) == right
 
 
 @pytest.fixture(scope='module')
