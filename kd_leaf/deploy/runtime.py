@@ -56,7 +56,8 @@ def _session(path, threads):
     except Exception as e: # onnxruntime's exceptions share no class of their own
         raise ValueError(f'{path} is no ONNX file that onnxruntime can run: {str(e).splitlines()[0]}') from e
 
-seal_name,unsealed = 'kd_leaf_sha256','0'*64 # the hash of a file is that of the file without it
+seal_name = 'kd_leaf_sha256' # where an ONNX file's metadata hold the hash of the file itself
+unsealed = '0'*64 # stands there while the hash is taken
 
 def _check_seal(session, path):
     "`ValueError` if a file is not as it was written"
