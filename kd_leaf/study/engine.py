@@ -79,6 +79,11 @@ class _Graph:
 # %% ../../nbs/study/07_engine.ipynb #141c9d95
 _again = object() # what became of a job that was lost
 
+def _is_full(future):
+    "Whether a job ended on a full disk: the others that have ended are noted before it"
+    e = future.exception()
+    return isinstance(getattr(e, 'cause', e), DiskFull)
+
 def _outcome(graph, future, job, executor, retries):
     "The result of a future, a `Failure`, or `_again` where the job is to be tried again"
     try: return future.result()
@@ -118,7 +123,7 @@ def run_jobs(
             if not graph.running: time.sleep(.1) # what is left is done by another driver
             done,_ = wait(graph.running, timeout=.2, return_when=FIRST_COMPLETED)
             _read_progress(graph, on_tick)
-            for future in done: _finish(graph, future, executor, retries, on_done)
+            for future in sorted(done, key=_is_full): _finish(graph, future, executor, retries, on_done)
     finally:
         for future in graph.running: future.cancel()
         executor.close()
