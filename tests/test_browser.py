@@ -120,6 +120,22 @@ def test_page_answers_as_python_does(work, server, browser, where):
     assert hosts(browser) <= {urlsplit(server).netloc}
 
 
+def test_demo_of_the_released_student(work, browser):
+    "The page that the site offers: its examples, one after the other, as Python answers them"
+    from kd_leaf.deploy.page import drawn_examples
+    from kd_leaf.deploy.released import released_onnx
+    released = released_onnx()
+    browser.get(make_page(released, dest=work/'demo.html').as_uri())
+    for name, image in drawn_examples(released.vocab):
+        Image.fromarray(image).save(work/'example.png')
+        said, ms = ask(browser, work/'example.png')
+        p = released.predict(image)
+        assert max(said, key=said.get) == p.name.replace('_', ' ') and abs(max(said.values())-p.probabilities.max()) <= .02, name
+        assert (browser.find_element('css selector', '#answer .name').text == 'Not sure') == (not p.sure)
+        assert ms <= LATER_MS
+    assert complaints(browser) == [] and hosts(browser) == set()
+
+
 def test_not_sure_and_bad_files(work, browser):
     "Below the threshold the heading says so; what is no image gets one line, and the page goes on"
     browser.get((work/'student.html').as_uri())

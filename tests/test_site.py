@@ -1,5 +1,5 @@
 "The site and the README that tools/site.py builds: whole, linked, and saying what the records say."
-import importlib, importlib.util, json, posixpath, re, sys
+import base64, gzip, importlib, importlib.util, json, posixpath, re, sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -93,6 +93,14 @@ def test_no_dead_local_link(built):
             if not (built.out/path).is_file() or (anchor and anchor not in ids): dead.append(f'{name}: {link}')
     assert not dead, '\n'.join(dead)
     assert not [l for page in built.read.values() for l in page.links if l.startswith('doi:')]
+
+
+def test_demo_runs_the_released_student(built):
+    text = (built.out/site.DEMO).read_text(encoding='utf-8')
+    model = gzip.decompress(base64.b64decode(re.search(r'id="model">([^<]+)', text)[1]))
+    assert model == (ROOT/'results/transfer/models/cnn4.int8.onnx').read_bytes()
+    linked = {n for n, page in built.read.items() for link in page.links if (there := local(n, link)) and there[0] == site.DEMO}
+    assert {'index.html', 'studies/deployed.html'} <= linked
 
 
 def test_pages_ask_no_other_site_for_anything(built):

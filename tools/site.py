@@ -1,16 +1,19 @@
-"""Build the documentation site, the README and the paper from `nbs/`: no Quarto, no network.
+"""Build the documentation site, the README and the paper from `nbs/`, without Quarto.
 
     python tools/site.py            every page, into _site/
     python tools/site.py --readme   README.md, from nbs/index.ipynb
     python tools/site.py --check    exit 1 if README.md is not what --readme would write
     python tools/site.py --paper    the leaf study as one HTML file and as PDF, into _paper/
 
-nbdev prepares the notebooks (tools/pages.py), pandoc renders them.
+nbdev prepares the notebooks (tools/pages.py), pandoc renders them. The demo runs a released student in the browser: the first build
+fetches its engine by npm.
 """
 import argparse, html, json, posixpath, shutil, sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from kd_leaf.deploy.page import make_page
+from kd_leaf.deploy.released import released_onnx
 from nbdev.config import get_config
 from pages import (MARKDOWN, NBS, ROOT, code_spans, page_path, pandoc, parse, processed, read_page, relink, repo_path,
                    site_path, walk)
@@ -20,6 +23,7 @@ GROUPS = {'start': 'Start', 'tutorials': 'Tutorials', 'studies': 'Studies', 'cor
           'distill': 'Distill', 'ensemble': 'Ensemble', 'evaluate': 'Evaluate', 'study': 'Study', 'report': 'Report',
           'deploy': 'Deploy', 'benchmarks': 'Benchmarks'}  # folder: heading of its pages in the list, in reading order
 FIRST = 'index', 'all', 'run_all', 'leaf'  # of its folder; the others by their file names
+DEMO = 'demo.html'  # a page that is no notebook
 IMAGES = {'.png', '.jpg', '.jpeg', '.svg', '.gif', '.webp'}
 
 
@@ -53,7 +57,7 @@ def site_link(page, pages, out, cfg):
         if urlsplit(url).scheme and not url.startswith(cfg.doc_url): return url
         path, _, frag = url.partition('#')
         name = page_path(site_path(page, path, cfg))
-        if name in page.media: return relative(page, name)
+        if name in page.media or name == DEMO: return relative(page, name)
         if name in pages:
             there = pages[name]  # a method without an entry of its own is found in its class's
             if frag not in there.ids and frag.rpartition('.')[0] in there.ids: frag = frag.rpartition('.')[0]
@@ -166,6 +170,7 @@ def build(out):
         scroll_tables(page.tree['blocks'])
         (out/page.name).parent.mkdir(exist_ok=True)
         (out/page.name).write_text(render(page, pages, cfg), encoding='utf-8')
+    make_page(released_onnx(), dest=out/DEMO)
     return pages
 
 
