@@ -21,7 +21,8 @@ __all__ = ['seed_everything', 'list_cards', 'load_card', 'have_images', 'image_s
 # %% ../nbs/all.ipynb #a3b1812a
 from .core import seed_everything
 from .data.cards import list_cards,load_card,have_images
-from .data.store import image_store,ImageStore,write_card
+from .data.files import write_card
+from .data.store import image_store,ImageStore
 from .data.augment import leaf_transforms
 from .data.loaders import SamplePlan,StoreDataLoaders,store_dls
 from .data.views import Views,show_views,view_dls

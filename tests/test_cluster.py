@@ -2,6 +2,7 @@
 import os, threading, time
 from pathlib import Path
 import psutil, pytest
+from kd_leaf.data.store import image_store
 from kd_leaf.study import runner
 from kd_leaf.study.config import Study
 from kd_leaf.study.engine import Job, run_jobs
@@ -55,6 +56,15 @@ def test_a_study_survives_a_killed_node(cluster, tmp_path, monkeypatch):
     assert killed and killed[0][0] < 6  # while there was something to do
     nodes.remove(killed[0][1])
     assert len(whole) == 6 and hashes(folder) == whole  # no *.error.json either
+
+
+def test_a_node_without_the_images_is_named_before_training(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(Study, 'dir', property(lambda self: tmp_path/self.name))
+    store = image_store('synthetic-leaves', TINY['size'])
+    store.path = tmp_path/'on the driver alone'
+    with pytest.raises(FileNotFoundError, match="has no images: .*KD_LEAF_SHARE") as e:
+        runner.run_study(Study('tiny', **TINY), store, device='cpu', engine='ray', address=cluster[0].address)
+    assert '\n' not in str(e.value) and not [*tmp_path.glob('tiny/runs/*')]
 
 
 def fail(tick): raise ValueError('lr=1e30')

@@ -9,8 +9,8 @@ from kd_leaf.core import DiskFull
 from kd_leaf.data import cards, files as fl, store as st
 from kd_leaf.data.archives import unpack
 from kd_leaf.data.cards import Card, arrange, find_images, load_card
-from kd_leaf.data.files import decode_image, list_images, open_image
-from kd_leaf.data.store import image_store, write_card
+from kd_leaf.data.files import write_card, decode_image, list_images, open_image
+from kd_leaf.data.store import image_store
 from kd_leaf.data.synthetic import draw_leaf
 
 posix = pytest.mark.skipif(os.name != 'posix', reason='names and permissions of POSIX')

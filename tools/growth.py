@@ -1,36 +1,48 @@
-"""How costs grow: seconds and peak memory of stores by images, and what it costs to schedule a run, by runs.
+"""How costs grow: seconds and peak memory by images, what it costs to schedule a run, and what a second process saves.
 
-    python tools/growth.py [--images 1000 10000] [--runs 10 100 1000] [--engines serial processes] [--ray]
+    python tools/growth.py [--images 1000 10000] [--runs 10 100 1000] [--engines serial processes ray] [--quick 3]
 
-Writes results/benchmark/growth/store.csv (drawn leaves as JPEG files: building a store, opening it again, one epoch of its
-loader; each in a process of its own) and runs.csv (runs that do no training: everything else a study does for them). 100,000
-images take 2 GB as files, 5 GB as a store, and an hour on two cores: --images 1000 10000 100000."""
+Writes results/benchmark/growth/store.csv (drawn leaves as JPEG files: building a store, opening it again, a teacher's cache, one
+epoch of its student, a SMOTE plan; each size in a process of its own), runs.csv (runs that do no training: everything else a study
+does for them) and engines.csv (the quick leaf study by one process and by several, taking turns). 100,000 images take 2 GB as files
+and 5 GB as a store: --images 1000 10000 100000. For times worth reading, on a machine that does nothing else."""
 import argparse, os, tempfile, time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 import pandas as pd
 from PIL import Image
-from kd_leaf.core import project_root, write_csv
+from fastai.basics import Learner
+from kd_leaf.core import project_root, stable_hash, write_csv
+from kd_leaf.data.loaders import CrossEntropyLossFlat
+from kd_leaf.data.resampling import smote
 from kd_leaf.data.store import image_store
 from kd_leaf.data.synthetic import draw_leaf, synthetic_counts
 from kd_leaf.data.views import Views, view_dls
+from kd_leaf.distill.cache import cache_teacher
+from kd_leaf.distill.callbacks import KDCallback
+from kd_leaf.models.precision import tune_malloc
+from kd_leaf.models.zoo import create_model, smote_features
 from kd_leaf.study import runner
-from kd_leaf.study.config import Study
-from kd_leaf.study.files import peak_rss_mb, provenance, reset_peak
+from kd_leaf.study.config import Study, load_study
+from kd_leaf.study.files import peak_rss_mb, provenance, read_records, reset_peak
 
-SIZE = 128
+SIZE, BATCH = 128, 16  # pixels a side, images of a student's step
 STUDY = dict(title='growth', profile='quick', dataset='synthetic-leaves', size=16,
              grid=dict(teachers=['cnn4'], students=['cnn4'], balance=['none']), teacher=dict(epochs=1, mode='fp32'),
              student=dict(epochs=1, fraction=.5, views=1, mode='fp32'), kd=dict(loss='soft_target', temperature=4., alpha=.5))
+
+
+def draw_one(folder, label, i): Image.fromarray(draw_leaf(label, 0, i, SIZE)).save(folder/label/f'{i:06}.jpg')
 
 
 def draw(folder, n):
     "Class folders of `n` drawn leaves"
     labels = [o for o, k in synthetic_counts(n).items() for _ in range(k)]
     for o in {*labels}: (folder/o).mkdir(parents=True)
-    for i, o in enumerate(labels): Image.fromarray(draw_leaf(o, 0, i, SIZE)).save(folder/o/f'{i:06}.jpg')
+    with ProcessPoolExecutor(mp_context=get_context('spawn')) as pool: list(pool.map(partial(draw_one, folder), labels, range(n), chunksize=256))
 
 
 def timed(what, n, f):
@@ -42,13 +54,19 @@ def timed(what, n, f):
 
 
 def measure_store(folder, n):
-    "Rows of one store; called in a fresh process"
+    "Rows of one store; called in a fresh process, which holds no memory back, as those of a study"
+    tune_malloc()
     before = dict(what='before', images=n, seconds=0., peak_rss_mb=peak_rss_mb())
     built, _ = timed('store built', n, lambda: image_store(folder, SIZE))
     opened, store = timed('store opened again', n, lambda: image_store(folder, SIZE))
-    dls = view_dls(store, Views(1), device='cpu')
-    epoch, _ = timed('an epoch of views', n, lambda: sum(len(y) for _, y in dls.train))
-    return [before, built, opened, epoch]
+    dls = view_dls(store, Views(1), bs=BATCH, device='cpu')
+    model = lambda: create_model('cnn4', len(store.vocab))
+    taught, cache = timed("a teacher's cache, one view", n, lambda: cache_teacher(model(), dls, precision='fp32_cl'))
+    learn = Learner(dls, model(), loss_func=CrossEntropyLossFlat(), cbs=KDCallback(cache))
+    with learn.no_bar(), learn.no_logging(): epoch, _ = timed('an epoch of a student', n, lambda: learn.fit(1))
+    del learn, cache
+    planned, _ = timed('a SMOTE plan', n, lambda: smote(store, store.where('train'), features=smote_features(model(), store, BATCH, 'cpu')))
+    return [before, built, opened, taught, epoch, planned]
 
 
 def store_rows(sizes):
@@ -59,7 +77,7 @@ def store_rows(sizes):
             os.environ['KD_LEAF_CACHE'] = f'{d}/cache'
             draw(Path(d)/'leaves', n)
             rows += pool.submit(measure_store, Path(d)/'leaves', n).result()
-        print(pd.DataFrame(rows[-4:]).to_string(index=False, header=n == sizes[0]), flush=True)
+        print(pd.DataFrame(rows[-6:]).to_string(index=False, header=n == sizes[0]), flush=True)
     return rows
 
 
@@ -92,19 +110,37 @@ def run_rows(numbers, engines):
     return rows
 
 
+def engine_rows(rounds):
+    "Rows of the quick leaf study by one process and by one a core, taking turns; `records` is a hash of all predictions"
+    rows, here = [], os.getcwd()
+    for k in range(rounds):
+        for engine in ('serial', 'processes'):
+            with tempfile.TemporaryDirectory() as d:
+                os.chdir(d)
+                os.environ['KD_LEAF_CACHE'] = f'{d}/cache'
+                study, start = load_study('leaf', 'quick'), time.perf_counter()
+                runner.run_study(study, device='cpu', engine=engine)
+                found = {r['key']: r['preds_sha256'] for r in read_records(study)}
+                rows.append(dict(engine=engine, round=k+1, runs=len(found), seconds=time.perf_counter()-start, records=stable_hash(found)))
+                os.chdir(here)
+            print(rows[-1], flush=True)
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--images', type=int, nargs='*', default=[1000, 10_000])
     parser.add_argument('--runs', type=int, nargs='*', default=[10, 100, 1000])
-    parser.add_argument('--engines', nargs='*', default=['serial', 'processes'])
-    parser.add_argument('--ray', action='store_true', help='a local Ray cluster as well')
+    parser.add_argument('--engines', nargs='*', default=['serial', 'processes'], help='for --runs; ray: a local cluster')
+    parser.add_argument('--quick', type=int, default=0, help='rounds of the quick leaf study; each takes about ten minutes')
     args = parser.parse_args()
     folder, made = project_root()/'results/benchmark/growth', {k: v for k, v in provenance('cpu').items() if k != 'versions'}
     with tempfile.TemporaryDirectory() as d:
         os.environ['KD_LEAF_CACHE'] = d
-        runs = run_rows(args.runs, [*args.engines, *['ray']*args.ray]) if args.runs else []
-    for name, rows in dict(runs=runs, store=store_rows(args.images)).items():
-        if rows: write_csv(folder/f'{name}.csv', pd.DataFrame(rows).assign(**made))
+        work = dict(runs=lambda: run_rows(args.runs, args.engines) if args.runs else [],
+                    store=lambda: store_rows(args.images), engines=lambda: engine_rows(args.quick))
+        for name, measure in work.items():
+            if rows := measure(): write_csv(folder/f'{name}.csv', pd.DataFrame(rows).assign(**made))
 
 
 if __name__ == '__main__': main()

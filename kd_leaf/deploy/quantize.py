@@ -41,7 +41,7 @@ def _static(path, dest, images, per_channel):
     kept = _kept(onnx.load(str(path)))
     q.quantize_static(str(path), str(dest), Reader(), quant_format=q.QuantFormat.QDQ, per_channel=per_channel,
                       op_types_to_quantize=quantized_ops, nodes_to_exclude=kept,
-                      activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8)
+                      activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8, reduce_range=True)
     write_onnx(onnx.load(str(dest)), dest) # with a hash of its own
 
 

@@ -34,6 +34,10 @@ class SerialExecutor:
 
     def close(self): "Nothing to end"
 
+    def check_images(self,
+        stores # `ImageStore`s that the jobs need
+    ): "They are open here"
+
 # %% ../../nbs/study/06_executors.ipynb #24c6e66c
 class ProcessExecutor:
     "Runs jobs in worker processes of this machine, with one thread each"
@@ -71,6 +75,11 @@ def close(self:ProcessExecutor):
     if self.pool: self.pool.shutdown(kill_workers=True)
     self.pool = None
 
+@patch
+def check_images(self:ProcessExecutor,
+    stores # `ImageStore`s that the jobs need
+): "They are on this machine"
+
 # %% ../../nbs/study/06_executors.ipynb #d4d0db8b
 def _knock(address):
     "`OSError` at once where nobody listens: Ray itself would try for minutes"
@@ -80,6 +89,10 @@ def _knock(address):
 def _version():
     import kd_leaf,torch
     return dict(kd_leaf=kd_leaf.__version__, torch=torch.__version__.split('+')[0])
+
+def _open_stores(paths):
+    from kd_leaf.data.store import reopen
+    for path in paths: reopen(path)
 
 class RayExecutor:
     "Runs jobs as tasks on a Ray cluster"
@@ -111,11 +124,28 @@ def _measure(self:RayExecutor, workers, threads, retries):
     self.slots = workers or gpus or max(1, int(have.get('CPU', 1))//threads)
 
 @patch
+def _on_nodes(self:RayExecutor, work, *args):
+    "What a function returns on each node that can work; what it raises is raised here"
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+    nodes = [n['NodeID'] for n in self.ray.nodes() if n['Alive'] and n['Resources'].get('CPU')]
+    there = [self.ray.remote(work).options(num_cpus=0, scheduling_strategy=On(n, soft=True)) for n in nodes]
+    try: return self.ray.get([task.remote(*args) for task in there])
+    except self.ray.exceptions.RayTaskError as e: raise e.cause from None
+
+@patch
 def _check_versions(self:RayExecutor):
-    "`RuntimeError` if a worker has another kd_leaf or torch than the driver"
-    theirs,ours = self.ray.get(self.ray.remote(_version).remote()),_version()
-    if theirs==ours: return
-    raise RuntimeError(f'the workers have {theirs}, this driver has {ours}: install the same versions on all nodes')
+    "`RuntimeError` if a node has another kd_leaf or torch than the driver"
+    ours = _version()
+    for theirs in self._on_nodes(_version):
+        if theirs==ours: continue
+        raise RuntimeError(f'a node has {theirs}, this driver has {ours}: install the same versions on all nodes')
+
+@patch
+def check_images(self:RayExecutor,
+    stores # `ImageStore`s that the jobs need
+):
+    "`FileNotFoundError` if a node can neither open them nor fetch them"
+    self._on_nodes(_open_stores, [o.path for o in stores])
 
 @patch
 def submit(self:RayExecutor,
@@ -141,7 +171,7 @@ def make_executor(
     workers:int=None, # jobs at a time; by default one, the number of cores, or what the cluster has
     address:str='', # of a Ray cluster
     device:str='cpu' # where jobs run, for "auto"
-): # has slots, submit, replace, close
+): # has slots, check_images, submit, replace, close
     "An executor; `ValueError` for an unknown name, `ImportError` without Ray, `ConnectionError` without a cluster"
     check_name(engine, engines, 'engine')
     if workers is not None: check_number('workers', workers, 1, whole=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, psutil
 import kd_leaf
 from ..core import atomic_path,cache_dir,device_name,file_sha256,read_json,stable_hash,write_csv,write_json
+from ..data.archives import fetch_shared
 from ..evaluate.metrics import scores
 from .run import Run,later
 from .config import Study
@@ -177,7 +178,7 @@ def has_weights(
 ) -> bool:
     "Are the weights of a run there, and those of its record?"
     file = weights_path(key)
-    if not file.exists(): return False
+    if not fetch_shared(file): return False
     stat = file.stat()
     return _sha256(file, stat.st_mtime_ns, stat.st_size)==read_record(record_path(study, key)).get('weights_sha256')
 
@@ -237,7 +238,6 @@ def collect(
     write_csv(study.dir/'runs.csv', df)
     return df
 
-# %% ../../nbs/study/04_files.ipynb #5e7ab1e7
 def check_images(
     study:Study, # whose records are looked at
     store # `ImageStore` that is to be trained on

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from ..checks import check_kind
 from ..core import DiskFull,cache_dir,check_writable,clean_leftovers,default_device,file_sha256
 from ..core import stable_hash,write_csv,write_json,write_npz
+from ..data.archives import put_shared
 from ..data.store import image_store
 from ..distill.learner import predict_logits
 from ..evaluate.metrics import class_report,scores
@@ -83,6 +84,7 @@ def _do_run(run, store, device, cbs, sha256, teacher_store):
     record |= dict(n_train=n, params=n_params(learn.model), mode_used=learn.precision, peak_rss_mb=peak_rss_mb())
     record |= dict(train_s=seconds, teach_s=kd.seconds if kd else 0., images_per_s=shown/seconds)
     record |= provenance(device) | dict(weights_sha256=save_weights(learn.model, weights_path(run.key)))
+    put_shared(weights_path(run.key))
     return record | dict(vocab=store.vocab, ids_sha256=_ids_hash(store), history=_history(learn)),arrays
 
 def do_run(
@@ -227,6 +229,7 @@ def run_study(
     if resume: reuse_records(study, runs)
     todo = todo_runs(study, runs, resume)
     stores,larger = _stores(study, store, todo)
+    executor.check_images({*stores.values(), *larger.values()})
     arguments = lambda r: (r, stores[r], device, _weights_on_record(r, study), larger.get(r))
     driver = _Driver(study, todo, resume)
     _run_todo(driver, {r: run_cost(r, stores[r]) for r in todo}, arguments, executor)

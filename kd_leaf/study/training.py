@@ -12,6 +12,7 @@ import time
 import numpy as np
 from fastai.callback.core import Callback,CancelValidException
 from ..core import default_device,file_sha256,seed_everything
+from ..data.archives import fetch_shared
 from ..data.augment import turning
 from ..data.loaders import CrossEntropyLossFlat,SamplePlan,store_dls
 from ..data.resampling import LogitAdjustedLoss,class_weights,in_the_loss,log_shares,resampling_plan,smote
@@ -32,7 +33,7 @@ from .files import weights_path
 def _weights_of(key, model, sha256):
     "The file of a run's weights; an error if there is none, or another than the one on record"
     file = weights_path(key)
-    if not file.exists(): raise FileNotFoundError(f'no weights of {model} ({key}): its run failed')
+    if not fetch_shared(file): raise FileNotFoundError(f'no weights of {model} ({key}): its run failed')
     if key in sha256 and file_sha256(file)!=sha256[key]:
         raise ValueError(f'{file} is not what the run of {model} has on record: remove it, and it is trained again')
     return file
