@@ -1,7 +1,7 @@
 "Export, int8, hub and command line: what takes too long for a notebook, or needs another process"
 import importlib.util, json, os, re, subprocess, sys
 from pathlib import Path
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, onnx, pandas as pd, pytest, torch
 from fastai.vision.core import imagenet_stats
 from PIL import Image
 
