@@ -8,7 +8,7 @@ does for them) and engines.csv (the quick leaf study by one process and by sever
 and 5 GB as a store: --images 1000 10000 100000. For times worth reading, on a machine that does nothing else."""
 import argparse, os, tempfile, time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -110,7 +110,14 @@ def run_rows(numbers, engines):
     return rows
 
 
-def engine_rows(rounds):
+def shorter(study, share):
+    "The same study with a share of the epochs; its processes have less to do once they are up"
+    less = lambda o: o | dict(epochs=max(1, round(share*o['epochs']))) if 'epochs' in o else o
+    each = {k: {name: less(o) for name, o in getattr(study, k).items()} for k in ('teachers', 'students')}
+    return replace(study, teacher=less(study.teacher), student=less(study.student), **each)
+
+
+def engine_rows(rounds, share):
     "Rows of the quick leaf study by one process and by one a core, taking turns; `records` is a hash of all predictions"
     rows, here = [], os.getcwd()
     for k in range(rounds):
@@ -118,10 +125,11 @@ def engine_rows(rounds):
             with tempfile.TemporaryDirectory() as d:
                 os.chdir(d)
                 os.environ['KD_LEAF_CACHE'] = f'{d}/cache'
-                study, start = load_study('leaf', 'quick'), time.perf_counter()
+                study, start = shorter(load_study('leaf', 'quick'), share), time.perf_counter()
                 runner.run_study(study, device='cpu', engine=engine)
                 found = {r['key']: r['preds_sha256'] for r in read_records(study)}
-                rows.append(dict(engine=engine, round=k+1, runs=len(found), seconds=time.perf_counter()-start, records=stable_hash(found)))
+                seconds = time.perf_counter()-start
+                rows.append(dict(engine=engine, round=k+1, epochs=share, runs=len(found), seconds=seconds, records=stable_hash(found)))
                 os.chdir(here)
             print(rows[-1], flush=True)
     return rows
@@ -132,13 +140,14 @@ def main():
     parser.add_argument('--images', type=int, nargs='*', default=[1000, 10_000])
     parser.add_argument('--runs', type=int, nargs='*', default=[10, 100, 1000])
     parser.add_argument('--engines', nargs='*', default=['serial', 'processes'], help='for --runs; ray: a local cluster')
-    parser.add_argument('--quick', type=int, default=0, help='rounds of the quick leaf study; each takes about ten minutes')
+    parser.add_argument('--quick', type=int, default=0, help='rounds of the quick leaf study, minutes each')
+    parser.add_argument('--epochs', type=float, default=1, help='share of its epochs')
     args = parser.parse_args()
     folder, made = project_root()/'results/benchmark/growth', {k: v for k, v in provenance('cpu').items() if k != 'versions'}
     with tempfile.TemporaryDirectory() as d:
         os.environ['KD_LEAF_CACHE'] = d
         work = dict(runs=lambda: run_rows(args.runs, args.engines) if args.runs else [],
-                    store=lambda: store_rows(args.images), engines=lambda: engine_rows(args.quick))
+                    store=lambda: store_rows(args.images), engines=lambda: engine_rows(args.quick, args.epochs))
         for name, measure in work.items():
             if rows := measure(): write_csv(folder/f'{name}.csv', pd.DataFrame(rows).assign(**made))
 
