@@ -35,7 +35,7 @@ STUDY = dict(title='growth', profile='quick', dataset='synthetic-leaves', size=1
              student=dict(epochs=1, fraction=.5, views=1, mode='fp32'), kd=dict(loss='soft_target', temperature=4., alpha=.5))
 
 
-def draw_one(folder, label, i): Image.fromarray(draw_leaf(label, 0, i, SIZE)).save(folder/label/f'{i:06}.jpg')
+def draw_one(folder, label, i): Image.fromarray(draw_leaf(label, 0, i, 32)).resize((SIZE, SIZE)).save(folder/label/f'{i:06}.jpg')  # drawing is slow
 
 
 def draw(folder, n):
@@ -60,7 +60,7 @@ def measure_store(folder, n):
     built, _ = timed('store built', n, lambda: image_store(folder, SIZE))
     opened, store = timed('store opened again', n, lambda: image_store(folder, SIZE))
     dls = view_dls(store, Views(1), bs=BATCH, device='cpu')
-    model = lambda: create_model('cnn4', len(store.vocab))
+    model = lambda: create_model('shufflenet_v2_x0_5', len(store.vocab))
     taught, cache = timed("a teacher's cache, one view", n, lambda: cache_teacher(model(), dls, precision='fp32_cl'))
     learn = Learner(dls, model(), loss_func=CrossEntropyLossFlat(), cbs=KDCallback(cache))
     with learn.no_bar(), learn.no_logging(): epoch, _ = timed('an epoch of a student', n, lambda: learn.fit(1))
