@@ -76,20 +76,11 @@ def test_a_rare_class_costs_one_row_and_no_table(root, folder):
     assert 'too few images for stacking' in (out/'tables/ensembles_none.md').read_text()
 
 
-def spoil_one_class(d): [shutil.rmtree(d/c) for c in list(CLASSES)[1:]]
-def spoil_a_file(d): (d/'$5_$6/broken.jpg').write_bytes(b'no image')
-def spoil_all(d): shutil.rmtree(d)
-
-
-@pytest.mark.parametrize('spoil, message', [
-    (spoil_one_class, "has a single class, 'Röhre (lang)'"),
-    (spoil_a_file, 'broken.jpg'),
-    (spoil_all, 'there is no folder'),
-], ids=lambda o: getattr(o, '__name__', None))
-def test_bad_folders_stop_at_once(root, folder, tmp_path, spoil, message):
+def test_a_bad_folder_stops_at_once(root, folder, tmp_path):
+    "What else can be wrong with one is in tests/test_data.py; here is what papermill says in the end"
     bad = tmp_path/'bad'
     shutil.copytree(folder, bad)
-    spoil(bad)
+    (bad/'$5_$6/broken.jpg').write_bytes(b'no image')
     p = experiment(root, bad)
-    assert p.returncode != 0 and message in p.stderr
+    assert p.returncode != 0 and 'broken.jpg' in p.stderr
     assert not list(root.glob('results_quick/brain_tumour@bad/runs/*'))

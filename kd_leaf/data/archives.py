@@ -113,6 +113,7 @@ def _url_of(path):
     if is_url(home): return f'{home.rstrip("/")}/{path.relative_to(cache_dir()).as_posix()}'
     raise ValueError(f'KD_LEAF_SHARE={home} is no URL: name a bucket, or a folder that nodes share by KD_LEAF_CACHE')
 
+# %% ../../nbs/data/01_archives.ipynb #67a9e35d
 def put_shared(
     path # file or folder of the cache
 ):
@@ -127,6 +128,7 @@ def put_shared(
         for f,name in zip(files, names): fs.put_file(str(f), posixpath.normpath(f'{root}/{name}'))
         fs.pipe_file(root+_complete, json.dumps(names).encode())
 
+# %% ../../nbs/data/01_archives.ipynb #74eb88ff
 def fetch_shared(
     path # file or folder of the cache
 ) -> bool: # is it there now?

@@ -135,6 +135,7 @@ def reopen(
     raise FileNotFoundError(f'{platform.node()} has no images: {path} is not there. Let all nodes share KD_LEAF_CACHE, '
                             'or name a bucket in KD_LEAF_SHARE')
 
+# %% ../../nbs/data/04_store.ipynb #7b33c404
 class ImageStore:
     "Images of one data set at one size: `images` (n, size, size, 3) uint8, `labels` (n,), `ids`, `splits`, `vocab`"
     def __init__(self,

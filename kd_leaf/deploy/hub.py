@@ -22,6 +22,7 @@ from ..checks import import_extra
 from ..data.cards import list_cards,load_card
 from .runtime import OnnxClassifier
 from ..models.zoo import save_weights
+from ..report.format import escape
 
 # %% ../../nbs/deploy/07_hub.ipynb #3b577284
 def _macro_f1(predicted, targets): return f1_score(targets, predicted, average='macro', zero_division=0)
@@ -83,7 +84,8 @@ def model_card(
         raise ValueError(f'the model card has nothing to say of {", ".join(empty)}: give these')
     head = hub.ModelCardData(license=fields['licence'].lower(), library_name='kd_leaf',
                              pipeline_tag='image-classification', tags=_card_tags)
-    shown = {k: classifier.meta[k] for k in ('name', 'classes', 'size', 'params', 'gflops', 'sha256')}
+    shown = {k: classifier.meta[k] for k in ('size', 'params', 'gflops', 'sha256')}
+    shown |= dict(name=escape(classifier.meta['name']), classes=[escape(o) for o in classifier.vocab])
     template = str(files('kd_leaf.deploy')/'card.md')
     return str(hub.ModelCard.from_template(head, template_path=template, **shown, **fields, files=list(file_names),
                                            doubt=_doubt(classifier.meta)))

@@ -89,6 +89,7 @@ def _own_scores(classifier, store, right):
     write_meta(graph, dict(scores={r['score']: r['value'] for r in rows} | dict(on=f'{len(test)} test images')))
     return write_onnx(graph, classifier.path)
 
+# %% ../../nbs/deploy/09_released.ipynb #5defb783
 def release_onnx(
     name:str='cnn4', # from `list_released`
     study='transfer', # whose results it came from: name, or `Study`
@@ -107,6 +108,7 @@ def release_onnx(
         with atomic_path(dest) as tmp: shutil.copyfile(_own_scores(int8, store, right).path, tmp)
     return dest
 
+# %% ../../nbs/deploy/09_released.ipynb #dcaa1ade
 def released_onnx(
     name:str='cnn4', # from `list_released`
     study='transfer' # whose results it came from: name, or `Study`

@@ -73,7 +73,7 @@ def escape(
     text = str(text)
     if check_name(to, ['markdown', 'figure'], 'to')=='figure': return text.replace('$', r'\$')
     for char,entity in (('&', '&amp;'), ('<', '&lt;'), ('>', '&gt;')): text = text.replace(char, entity)
-    return re.sub(r'[\\`*_|~$]|(?<=\])\(', r'\\\g<0>', re.sub(r'\s+', ' ', text))
+    return re.sub(r'[\\`*_|~^$]|(?<=\])\(|:(?=[\w+-]+:)', r'\\\g<0>', re.sub(r'\s+', ' ', text)) # the last: an emoji
 
 def md_table(
     df:pd.DataFrame # of text and numbers

@@ -140,6 +140,7 @@ def _check_versions(self:RayExecutor):
         if theirs==ours: continue
         raise RuntimeError(f'a node has {theirs}, this driver has {ours}: install the same versions on all nodes')
 
+# %% ../../nbs/study/06_executors.ipynb #78b15efd
 @patch
 def check_images(self:RayExecutor,
     stores # `ImageStore`s that the jobs need

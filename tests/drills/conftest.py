@@ -10,6 +10,12 @@ sys.path.insert(0, str(Path(__file__).parent))  # forked processes find work.py
 def kills(request): return request.config.getoption('--kills')
 
 
+@pytest.fixture
+def rest(kills):
+    "For what is left out of the small part that CI does"
+    if kills < 10: pytest.skip('of the whole drill: pytest tests/drills --kills 100 --faults 100')
+
+
 @pytest.fixture(scope='session')
 def faults(request): return request.config.getoption('--faults')
 

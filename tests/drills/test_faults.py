@@ -12,6 +12,7 @@ from kd_leaf.distill.cache import TeacherLogits
 from kd_leaf.models.weights import read_weights
 from kd_leaf.study import files
 
+rest = pytest.mark.usefixtures('rest')
 pytestmark = pytest.mark.skipif(not hasattr(os, 'setsid'), reason='process groups are of POSIX')
 
 
@@ -111,7 +112,7 @@ def test_signals(sig, whole, server, runtime, tmp_path):  # noqa: F811
     assert left(folder) == left(whole) and leftovers(folder) == []
 
 
-@pytest.mark.parametrize('n', [2, 4])
+@pytest.mark.parametrize('n', [2, pytest.param(4, marks=rest)])
 def test_several_at_once(n, whole, runtime, tmp_path):  # noqa: F811
     folder = tmp_path/'crowd'
     work.prepare(folder)
@@ -121,7 +122,8 @@ def test_several_at_once(n, whole, runtime, tmp_path):  # noqa: F811
 
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0 or not shutil.which('mount'), reason='only root may mount')
-@pytest.mark.parametrize('what, mb', [('cache', 1), ('cache/stores', .02), ('cache/weights', .8), ('cache/logits', .01), ('results_quick', .03)])
+@pytest.mark.parametrize('what, mb', [
+    ('cache', 1), ('results_quick', .03), *(pytest.param(*o, marks=rest) for o in (('cache/stores', .02), ('cache/weights', .8), ('cache/logits', .01)))])
 def test_full_disk(what, mb, whole, server, runtime, tmp_path):  # noqa: F811
     "One line names the folder; with room again, the work goes on, and nothing is left of the first try"
     folder = tmp_path/'full'
