@@ -113,8 +113,8 @@ def test_int8_of_an_ensemble_keeps_its_rule(tmp_path):
     images = drawn_leaf_images(SIZE, 32, seed=3)
     int8 = quantize_onnx(fp32.path, tmp_path/'int8.onnx', images, images, all_probabilities(fp32, images).argmax(1))
     assert int8.path.stat().st_size < fp32.path.stat().st_size/3
-    weights = [onnx.numpy_helper.to_array(o) for o in onnx.load(str(int8.path)).graph.initializer if o.data_type == onnx.TensorProto.INT8]
-    assert weights and max(abs(w.astype(int)).max() for w in weights) <= 64  # more overflow on processors without VNNI
+    kinds = {o.data_type for o in onnx.load(str(int8.path)).graph.initializer}
+    assert onnx.TensorProto.UINT8 in kinds and onnx.TensorProto.INT8 not in kinds  # signed weights overflow on processors without VNNI
     assert (all_probabilities(int8, images).argmax(1) == all_probabilities(fp32, images).argmax(1)).mean() >= .9
 
 
