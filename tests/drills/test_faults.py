@@ -12,7 +12,6 @@ from kd_leaf.distill.cache import TeacherLogits
 from kd_leaf.models.weights import read_weights
 from kd_leaf.study import files
 
-rest = pytest.mark.usefixtures('rest')
 pytestmark = pytest.mark.skipif(not hasattr(os, 'setsid'), reason='process groups are of POSIX')
 
 
@@ -112,8 +111,9 @@ def test_signals(sig, whole, server, runtime, tmp_path):  # noqa: F811
     assert left(folder) == left(whole) and leftovers(folder) == []
 
 
-@pytest.mark.parametrize('n', [2, pytest.param(4, marks=rest)])
-def test_several_at_once(n, whole, runtime, tmp_path):  # noqa: F811
+@pytest.mark.parametrize('n', [2, 4])
+def test_several_at_once(n, whole, runtime, tmp_path, request):  # noqa: F811
+    if n > 2: request.getfixturevalue('rest')
     folder = tmp_path/'crowd'
     work.prepare(folder)
     crowd = [driver(folder, runtime) for _ in range(n)]
@@ -122,10 +122,10 @@ def test_several_at_once(n, whole, runtime, tmp_path):  # noqa: F811
 
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0 or not shutil.which('mount'), reason='only root may mount')
-@pytest.mark.parametrize('what, mb', [
-    ('cache', 1), ('results_quick', .03), *(pytest.param(*o, marks=rest) for o in (('cache/stores', .02), ('cache/weights', .8), ('cache/logits', .01)))])
-def test_full_disk(what, mb, whole, server, runtime, tmp_path):  # noqa: F811
+@pytest.mark.parametrize('what, mb', [('cache', 1), ('results_quick', .03), ('cache/stores', .02), ('cache/weights', .8), ('cache/logits', .01)])
+def test_full_disk(what, mb, whole, server, runtime, tmp_path, request):  # noqa: F811
     "One line names the folder; with room again, the work goes on, and nothing is left of the first try"
+    if what.startswith('cache/'): request.getfixturevalue('rest')
     folder = tmp_path/'full'
     work.prepare(folder)
     (folder/what).mkdir(parents=True)
