@@ -177,13 +177,13 @@ def _draw_store(size, seed):
     "Store of the synthetic leaves"
     code = file_sha256(kd_leaf.data.synthetic.__file__)
     path = cache_dir('stores')/stable_hash([_version, code, np.__version__, PIL.__version__, size, seed])
-    if path.exists(): return put_shared(path) or ImageStore(path)
-    _check_memory(_n_drawn, size)
-    images,*cols = synthetic_leaves(_n_drawn, size, seed)
-    df = pd.DataFrame(dict(zip(('label', 'id', 'split'), cols)))
-    with atomic_dir(path) as tmp:
-        _reserve(tmp/'images.npy', len(images), size)[:] = images
-        _write_meta(tmp, 'synthetic-leaves', hashlib.sha256(images.tobytes()).hexdigest(), df, True)
+    if not fetch_shared(path):
+        _check_memory(_n_drawn, size)
+        images,*cols = synthetic_leaves(_n_drawn, size, seed)
+        df = pd.DataFrame(dict(zip(('label', 'id', 'split'), cols)))
+        with atomic_dir(path) as tmp:
+            _reserve(tmp/'images.npy', len(images), size)[:] = images
+            _write_meta(tmp, 'synthetic-leaves', hashlib.sha256(images.tobytes()).hexdigest(), df, True)
     put_shared(path)
     return ImageStore(path)
 

@@ -79,16 +79,17 @@ class _Graph:
 # %% ../../nbs/study/07_engine.ipynb #141c9d95
 _again = object() # what became of a job that was lost
 
-def _is_full(future):
+def _cause(e): return getattr(e, 'cause', e) # what a task raised, as Ray hands it on
+
+def _found_disk_full(future):
     "Whether a job ended on a full disk: the others that have ended are noted before it"
-    e = future.exception()
-    return isinstance(getattr(e, 'cause', e), DiskFull)
+    return isinstance(_cause(future.exception()), DiskFull)
 
 def _outcome(graph, future, job, executor, retries):
     "The result of a future, a `Failure`, or `_again` where the job is to be tried again"
     try: return future.result()
     except Exception as e:
-        e = getattr(e, 'cause', e) # what a task raised, as Ray hands it on
+        e = _cause(e)
         if isinstance(e, DiskFull): raise e
         if lost := isinstance(e, executor.lost): executor.replace(future)
         again = lost or isinstance(e, (OSError, MemoryError)) and not isinstance(e, FileNotFoundError)
@@ -123,7 +124,7 @@ def run_jobs(
             if not graph.running: time.sleep(.1) # what is left is done by another driver
             done,_ = wait(graph.running, timeout=.2, return_when=FIRST_COMPLETED)
             _read_progress(graph, on_tick)
-            for future in sorted(done, key=_is_full): _finish(graph, future, executor, retries, on_done)
+            for future in sorted(done, key=_found_disk_full): _finish(graph, future, executor, retries, on_done)
     finally:
         for future in graph.running: future.cancel()
         executor.close()
