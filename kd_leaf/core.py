@@ -157,8 +157,9 @@ def write_json(
     obj # dict, list, number or string; numpy values and paths too
 ):
     "Write `obj` as JSON, whole or not at all"
-    text = json.dumps(obj, indent=1, default=_plain)+'\n'
-    with atomic_path(path) as tmp: tmp.write_text(text, encoding='utf-8')
+    with atomic_path(path) as tmp, open(tmp, 'w', encoding='utf-8') as f:
+        json.dump(obj, f, indent=1, default=_plain)
+        f.write('\n')
 
 def read_json(
     path # file to read
@@ -180,8 +181,7 @@ def write_npz(
     **arrays # named numpy arrays
 ):
     "Write arrays as compressed NPZ, whole or not at all"
-    with atomic_path(path) as tmp:
-        with open(tmp, 'wb') as f: np.savez_compressed(f, **arrays)
+    with atomic_path(path) as tmp, open(tmp, 'wb') as f: np.savez_compressed(f, **arrays)
 
 # %% ../nbs/00_core.ipynb #97e3856c
 def stable_hash(
@@ -189,7 +189,9 @@ def stable_hash(
     n:int=12 # hexadecimal digits kept
 ) -> str: # the first `n` digits of a sha256
     "Short hash of a value, the same in every process and on every machine"
-    return hashlib.sha256(json.dumps(obj, sort_keys=True, default=_plain).encode()).hexdigest()[:n]
+    digest = hashlib.sha256()
+    for part in json.JSONEncoder(sort_keys=True, default=_plain).iterencode(obj): digest.update(part.encode())
+    return digest.hexdigest()[:n]
 
 def file_sha256(
     path # file to read
@@ -207,8 +209,7 @@ def seed_everything(
     random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
     if deterministic is None: return
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic,torch.backends.cudnn.benchmark = deterministic,not deterministic
 
 def device_name(
     device:str # "cpu", "cuda", …
@@ -216,9 +217,8 @@ def device_name(
     "The GPU's name, or the processor's and the number of threads"
     import torch
     if str(device).startswith('cuda'): return torch.cuda.get_device_name()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-        cpu = next(l.split(':')[1].strip() for l in lines if l.startswith('model name'))
+    with contextlib.suppress(OSError, StopIteration), open('/proc/cpuinfo', encoding='utf-8') as f:
+        cpu = next(l.split(':')[1].strip() for l in f if l.startswith('model name'))
         return f'{cpu}, {torch.get_num_threads()} threads'
     return f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
 

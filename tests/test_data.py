@@ -1,5 +1,5 @@
 "What a user sees of odd images, odd folders, odd archives and damaged stores"
-import errno, io, os, re, shutil, struct, threading, warnings, zipfile, zlib
+import errno, io, os, re, shutil, struct, threading, tracemalloc, warnings, zipfile, zlib
 from pathlib import Path
 from unittest.mock import Mock, patch
 import numpy as np
@@ -364,6 +364,22 @@ def test_constant_memory(tmp_path):
     tree(tmp_path, dict(a=20, b=20))
     with patch.object(np, 'stack', side_effect=AssertionError('all at once')): store = image_store(tmp_path, 64)
     assert isinstance(store.images, np.memmap) and store.images.shape == (40, 64, 64, 3)
+
+
+def test_a_store_of_many_files_takes_little_memory(tmp_path):
+    "Beside its pixels: under a kilobyte an image, to build and to open again"
+    for label in 'ab': (tmp_path/label).mkdir()
+    for i in range(4000): Image.new('RGB', (8, 8), (i%256, i//256, 0)).save(tmp_path/'ab'[i%2]/f'{i:06}.bmp')
+    def peak():
+        tracemalloc.start()
+        image_store(tmp_path, 8)
+        bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return bytes/4000
+    st._verified.clear()
+    built, opened = peak(), peak()
+    print(f'{built:.0f} bytes an image to build, {opened:.0f} to open')
+    assert built < 1000 and opened < 1000
 
 
 ITEMS = {'array of floats outside': np.full((8, 8, 3), 7.), 'array of int': np.zeros((8, 8, 3), int), 'two channels': np.zeros((8, 8, 2), np.uint8),

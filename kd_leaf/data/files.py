@@ -8,8 +8,8 @@ Docs: https://kd-leaf.github.io/kd_leaf/data/files.html.md"""
 __all__ = ['list_images', 'check_classes', 'open_image', 'decode_image', 'write_card']
 
 # %% ../../nbs/data/03_files.ipynb #f0a1c004
-import contextlib,errno,io,json,warnings
-from concurrent.futures import ThreadPoolExecutor
+import contextlib,errno,io,json,os,warnings
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image,ImageOps
@@ -22,14 +22,20 @@ _split_names = dict(train='train', training='train', valid='valid', val='valid',
                     test='test', testing='test')
 _system_files = {'thumbs.db', 'desktop.ini', '__macosx'} # left by operating systems
 
-def _visible(names): return not any(o.startswith('.') or o.lower() in _system_files for o in names)
-def _dirs(p): return sorted(o for o in p.iterdir() if o.is_dir() and _visible([o.name]))
+def _visible(name): return not (name.startswith('.') or name.lower() in _system_files)
+def _dirs(p): return sorted(o for o in p.iterdir() if o.is_dir() and _visible(o.name))
 def _files(p):
-    "All files below a folder, and links that lead nowhere"
-    found = (o for o in sorted(p.rglob('*')) if _visible(o.relative_to(p).parts))
-    return [o for o in found if o.is_file() or (o.is_symlink() and not o.exists())]
+    "Paths within a folder of all files below it, and of links that lead nowhere; strings, which are small"
+    found = []
+    for folder,dirs,names in os.walk(p):
+        dirs[:] = filter(_visible, dirs)
+        within = Path(folder).relative_to(p).as_posix()
+        for o in filter(_visible, names):
+            full = f'{folder}/{o}'
+            if os.path.isfile(full) or not os.path.exists(full): found.append(o if within=='.' else f'{within}/{o}')
+    return sorted(found, key=lambda o: o.replace('/', '\0')) # folder by folder, as paths are sorted
 
-def _is_image(f): return f.suffix.lower() in Image.registered_extensions()
+def _is_image(name): return Path(name).suffix.lower() in Image.registered_extensions()
 def _holds_images(p): return any(map(_is_image, _files(p)))
 def _names(paths): return ', '.join(o.name for o in paths)
 
@@ -52,12 +58,12 @@ def _split_folders(root):
 def _class_folders(top, root):
     "Class folders of a split; `ValueError` if they hold only folders, a warning for images beside them"
     classes = _dirs(top)
-    deep = [o for o in classes if _dirs(o) and not any(f.parent==o for f in _files(o))]
+    deep = [o for o in classes if _dirs(o) and not any('/' not in f for f in _files(o))]
     if deep:
         hint = f'give {deep[0]} itself' if len(classes)==1 else f'give one of them, such as {deep[0]}'
         raise ValueError(f'{top}: {_names(deep)} hold folders, not images, so they are no classes: {hint}, '
                          'or put the images of a class directly into its folder')
-    loose = [o for o in sorted(top.iterdir()) if o.is_file() and _is_image(o) and _visible([o.name])]
+    loose = [o for o in sorted(top.iterdir()) if o.is_file() and _is_image(o.name) and _visible(o.name)]
     if loose and classes:
         warnings.warn(f'{len(loose)} images beside class folders, such as {loose[0].relative_to(root)}, '
                       'belong to no class and are left out', stacklevel=4)
@@ -73,37 +79,36 @@ def _hash_file(f):
         if e.errno in _broken: raise
         return ''
 
-def _hash_files(root, files):
+def _hash_files(root, ids):
     "sha256 of all files; those whose size and times are as before are not read again"
-    memory = cache_dir('hashes')/f'{stable_hash(str(root.resolve()))}.json'
+    memory = cache_dir('hashes')/f"{stable_hash(['size mtime ctime sha256', str(root.resolve())])}.json"
     known = {}
     if memory.exists():
         with contextlib.suppress(ValueError): known = read_json(memory)
-    def one(f):
-        try: stat = f.stat()
-        except OSError: return [0, 0, 0, '']
-        now = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-        old = known.get(f.relative_to(root).as_posix())
-        return old if old and old[:3]==now and old[3] else [*now, _hash_file(f)]
-    with ThreadPoolExecutor() as pool: found = list(pool.map(one, files))
-    rows = {f.relative_to(root).as_posix(): row for f,row in zip(files, found)}
-    if rows!=known: write_json(memory, rows)
-    return [row[3] for row in found]
+    def one(id):
+        try: stat = os.stat(f := f'{root}/{id}')
+        except OSError: return ''
+        now,old = f'{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} ',known.get(id, '')
+        return old if old.startswith(now) and old!=now else now+_hash_file(f)
+    with ThreadPool() as pool: found = list(pool.imap(one, ids, 64))
+    lines = dict(zip(ids, found))
+    if lines!=known: write_json(memory, lines)
+    return [o.rpartition(' ')[2] for o in found]
 
 # %% ../../nbs/data/03_files.ipynb #c10219ce
 def list_images(
     root, # folder of class folders, or of train/valid/test folders of them
     seed:int=0 # for the splits that must be made, 0 or more
-) -> pd.DataFrame: # one row a file: path, id (path within root), label, split, sha256 (empty: cannot be read)
+) -> pd.DataFrame: # one row a file: id (path within root), label, split, sha256 (empty: cannot be read)
     "All files of a data set with their class and split; splits that are missing are made"
     root,seed = Path(root),check_number('seed', seed, 0, whole=True)
     tops = _split_folders(root) or {root: 'all'}
-    rows = [(f, cls.name, split) for top,split in tops.items() for cls in _class_folders(top, root)
+    within = lambda folder, f: f and (folder.relative_to(root)/f).as_posix()
+    rows = [(within(cls, f), cls.name, split) for top,split in tops.items() for cls in _class_folders(top, root)
             for f in _files(cls) or [None]]
-    df = pd.DataFrame(rows, columns=['path', 'label', 'split'])
+    df = pd.DataFrame(rows, columns=['id', 'label', 'split'])
     check_classes(df, root)
-    df['id'] = [f.relative_to(root).as_posix() for f in df.path]
-    df['sha256'] = _hash_files(root, df.path)
+    df['sha256'] = _hash_files(root, df.id)
     df = _make_splits(df, seed)
     _warn_duplicates(df)
     _warn_missing(df)
@@ -128,12 +133,12 @@ def _make_splits(df, seed):
 
 # %% ../../nbs/data/03_files.ipynb #156b63d6
 def check_classes(
-    df:pd.DataFrame, # listing: path, label, split
+    df:pd.DataFrame, # listing: id, label, split
     root # folder, for the message
 ):
     "Raise `ValueError` for empty classes, a single class, and classes that train does not have"
     if df.empty: raise ValueError(f'{root} holds no class folders: expected <class>/<image> or train/<class>/<image>')
-    empty = [f'{r.split}/{r.label}' for r in df[df.path.isna()].itertuples()]
+    empty = [f'{r.split}/{r.label}' for r in df[df.id.isna()].itertuples()]
     if empty: raise ValueError(f'{root}: no image in {", ".join(empty)}: fill or remove these folders')
     if df.label.nunique()<2:
         raise ValueError(f'{root} has a single class, {df.label.iloc[0]!r}: a classifier needs two or more')

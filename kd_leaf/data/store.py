@@ -9,8 +9,8 @@ __all__ = ['take_fraction', 'release_pages', 'reopen', 'ImageStore', 'image_stor
 
 # %% ../../nbs/data/04_store.ipynb #f88c227a
 import errno,hashlib,mmap,os,platform,shutil,warnings
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 import PIL, numpy as np, pandas as pd, psutil
 import kd_leaf.data.synthetic
@@ -65,18 +65,18 @@ def release_pages(
     mapped = getattr(images, '_mmap', None)
     if hasattr(mapped, 'madvise'): mapped.madvise(mmap.MADV_DONTNEED) # not on Windows
 
-def _decode_all(df, size, path):
+def _decode_all(root, df, size, path):
     "Decode every file of a listing into `path`; returns what is wrong with each, or None"
     held = min(len(df), max(64, 2**26//(3*size*size))) # images in memory at a time
     _check_memory(held, size)
-    images = _reserve(path, len(df), size)
+    images,ids = _reserve(path, len(df), size),df.id.to_list()
     def one(k):
-        im = decode_image(df.path[k], size)
-        if isinstance(im, str): return f'  {df.id[k]}: {im}'
+        im = decode_image(f'{root}/{ids[k]}', size)
+        if isinstance(im, str): return f'  {ids[k]}: {im}'
         images[k] = im
         if k%held==held-1: release_pages(images)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bad = list(progress(pool.map(one, range(len(df))), f'decoding at {size} px', len(df)))
+    with ThreadPool() as pool:
+        bad = list(progress(pool.imap(one, range(len(df)), 16), f'decoding at {size} px', len(df)))
     images.flush()
     return bad
 
@@ -223,11 +223,11 @@ def image_store(
     if is_card(source): _merge_classes(df, load_card(source))
     _check_splits(df)
     name = source if is_card(source) else root.resolve().name
-    sha256 = stable_hash(sorted(df[['split', 'label', 'id', 'sha256']].values.tolist()), 64)
+    sha256 = stable_hash(sorted(zip(df.split, df.label, df.id, df.sha256)), 64)
     path = cache_dir('stores')/stable_hash([_version, name, sha256, size, on_bad])
     if not fetch_shared(path):
         with atomic_dir(path) as tmp:
-            bad = _decode_all(df, size, tmp/'images.npy')
+            bad = _decode_all(root, df, size, tmp/'images.npy')
             df = _drop_bad(df, bad, on_bad, tmp/'images.npy')
             _check_splits(df)
             _write_meta(tmp, name, sha256, df, False)
