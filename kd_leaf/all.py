@@ -10,13 +10,14 @@ __all__ = ['seed_everything', 'list_cards', 'load_card', 'have_images', 'image_s
            'class_weights', 'over_sample', 'resampling_plan', 'smote', 'under_sample', 'create_model', 'list_models',
            'load_weights', 'model_table', 'n_params', 'save_weights', 'feature_losses', 'losses', 'MeanLogits',
            'TeacherLogits', 'cache_teacher', 'FeatureKDCallback', 'KDCallback', 'HideLabels', 'ReplayViews',
-           'StopOnNaN', 'stages', 'distill', 'make_learner', 'predict_logits', 'parallel', 'ParallelTrainer', 'Rule',
-           'ensembles', 'fit_ensemble', 'oracle', 'fit_selector', 'predict_selector', 'select', 'Ensemble',
-           'load_ensemble', 'model_cost', 'agreement', 'calibration_error', 'class_report', 'confusion',
-           'fit_temperature', 'holm', 'mcnemar', 'paired_bootstrap', 'scores', 'embed', 'embedding_figure', 'grad_cam',
-           'grad_cam_figure', 'Study', 'list_studies', 'load_study', 'load_runs', 'run_study', 'run_selectors',
-           'write_costs', 'make_figures', 'make_tables', 'write_report', 'calibrate_onnx', 'export_onnx', 'from_hub',
-           'push_to_hub', 'make_page', 'half_onnx', 'quantize_onnx', 'list_released', 'load_released', 'OnnxClassifier']
+           'StopOnNaN', 'FloatLosses', 'stages', 'distill', 'make_learner', 'predict_logits', 'parallel',
+           'ParallelTrainer', 'Rule', 'ensembles', 'fit_ensemble', 'oracle', 'fit_selector', 'predict_selector',
+           'select', 'Ensemble', 'load_ensemble', 'model_cost', 'agreement', 'calibration_error', 'class_report',
+           'confusion', 'fit_temperature', 'holm', 'mcnemar', 'paired_bootstrap', 'scores', 'embed', 'embedding_figure',
+           'grad_cam', 'grad_cam_figure', 'Study', 'list_studies', 'load_study', 'load_runs', 'run_study',
+           'run_selectors', 'write_costs', 'make_figures', 'make_tables', 'write_report', 'calibrate_onnx',
+           'export_onnx', 'from_hub', 'push_to_hub', 'make_page', 'half_onnx', 'quantize_onnx', 'list_released',
+           'load_released', 'OnnxClassifier']
 
 # %% ../nbs/all.ipynb #a3b1812a
 from .core import seed_everything
@@ -31,7 +32,7 @@ from .models.zoo import create_model,list_models,load_weights,model_table,n_para
 from .distill.losses import feature_losses,losses
 from .distill.cache import TeacherLogits,cache_teacher
 from .distill.several import MeanLogits
-from .distill.callbacks import HideLabels,KDCallback,ReplayViews,StopOnNaN
+from .distill.callbacks import FloatLosses,HideLabels,KDCallback,ReplayViews,StopOnNaN
 from .distill.features import FeatureKDCallback,stages
 from .distill.learner import distill,make_learner,predict_logits
 from .distill.parallel import ParallelTrainer,parallel
@@ -64,8 +65,8 @@ _all_ = [
     'class_counts', 'class_weights', 'over_sample', 'resampling_plan', 'smote', 'under_sample',
     'create_model', 'list_models', 'load_weights', 'model_table', 'n_params', 'save_weights',
     'feature_losses', 'losses', 'MeanLogits', 'TeacherLogits', 'cache_teacher', 'FeatureKDCallback',
-    'KDCallback', 'HideLabels', 'ReplayViews', 'StopOnNaN', 'stages', 'distill', 'make_learner', 'predict_logits',
-    'parallel', 'ParallelTrainer',
+    'KDCallback', 'HideLabels', 'ReplayViews', 'StopOnNaN', 'FloatLosses', 'stages', 'distill', 'make_learner',
+    'predict_logits', 'parallel', 'ParallelTrainer',
     'Rule', 'ensembles', 'fit_ensemble', 'oracle',
     'fit_selector', 'predict_selector', 'select', 'Ensemble', 'load_ensemble', 'model_cost', 'agreement',
     'calibration_error', 'class_report', 'confusion', 'fit_temperature', 'holm', 'mcnemar',

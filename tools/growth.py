@@ -14,15 +14,14 @@ from multiprocessing import get_context
 from pathlib import Path
 import pandas as pd
 from PIL import Image
-from fastai.basics import Learner
 from kd_leaf.core import project_root, stable_hash, write_csv
-from kd_leaf.data.loaders import CrossEntropyLossFlat
 from kd_leaf.data.resampling import smote
 from kd_leaf.data.store import image_store
 from kd_leaf.data.synthetic import draw_leaf, synthetic_counts
 from kd_leaf.data.views import Views, view_dls
 from kd_leaf.distill.cache import cache_teacher
 from kd_leaf.distill.callbacks import KDCallback
+from kd_leaf.distill.learner import make_learner
 from kd_leaf.models.precision import tune_malloc
 from kd_leaf.models.zoo import create_model, smote_features
 from kd_leaf.study import runner
@@ -62,7 +61,7 @@ def measure_store(folder, n):
     dls = view_dls(store, Views(1), bs=BATCH, device='cpu')
     model = lambda: create_model('shufflenet_v2_x0_5', len(store.vocab))
     taught, cache = timed("a teacher's cache, one view", n, lambda: cache_teacher(model(), dls, precision='fp32_cl'))
-    learn = Learner(dls, model(), loss_func=CrossEntropyLossFlat(), cbs=KDCallback(cache))
+    learn = make_learner(dls, model(), cbs=KDCallback(cache))
     with learn.no_bar(), learn.no_logging(): epoch, _ = timed('an epoch of a student', n, lambda: learn.fit(1))
     del learn, cache
     planned, _ = timed('a SMOTE plan', n, lambda: smote(store, store.where('train'), features=smote_features(model(), store, BATCH, 'cpu')))

@@ -20,7 +20,7 @@ from ..core import seed_everything
 from ..data.views import ViewLoader
 from .cache import TeacherLogits,cache_teacher
 from .several import MeanLogits
-from .callbacks import KDCallback,ReplayViews,StopOnNaN
+from .callbacks import FloatLosses,KDCallback,ReplayViews,StopOnNaN
 from ..models.precision import fastest_precision,precisions,set_precision
 from ..models.zoo import create_model,has_weights,head_of
 
@@ -76,7 +76,7 @@ def make_learner(
     loss_func = loss_func or CrossEntropyLossFlat(weight=class_weights)
     learn = Learner(dls, model, loss_func, splitter=split_head, wd=wd, metrics=metrics)
     learn.precision = precision
-    learn.add_cbs([*own, ReplayViews(), *L(cbs)])
+    learn.add_cbs([*own, ReplayViews(), FloatLosses(), *L(cbs)])
     return learn
 
 # %% ../../nbs/distill/06_learner.ipynb #a1aaf980

@@ -56,7 +56,16 @@ def leftovers(folder): return [str(f.relative_to(folder)) for f in folder.rglob(
 
 
 @pytest.mark.parametrize('engine', ['serial', 'processes'])
-def test_kills(server, runtime, engine, tmp_path, kills, tables):
+def test_kills(server, runtime, engine, tmp_path, kills, tables): drill(server, runtime, engine, tmp_path, kills, tables)
+
+
+def test_kills_with_ray(server, runtime, tmp_path, kills, tables, rest):
+    "A cluster of its own for each start; its processes end with the driver"
+    pytest.importorskip('ray')
+    drill(server, runtime, 'ray', tmp_path, kills, tables)
+
+
+def drill(server, runtime, engine, tmp_path, kills, tables):
     work.prepare(tmp_path/'whole')
     code, whole_s = run(server, tmp_path/'whole', engine, runtime)
     assert code == 0
