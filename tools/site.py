@@ -96,6 +96,7 @@ def open_in(notebook, cfg):
              'Open in Binder': f'https://mybinder.org/v2/gh/{where}/{cfg.branch}?labpath={notebook}',
              'Source notebook': f'{cfg.git_url}/blob/{cfg.branch}/{notebook}'}
     if not notebook.startswith('nbs/tutorials/'): del links['Open in Colab']
+    if notebook == 'nbs/index.ipynb': del links['Open in Binder']  # its text has that link
     return '\n'.join(f'<a href="{url}">{text}</a>' for text, url in links.items())
 
 

@@ -55,6 +55,7 @@ class StudyProgress:
         share:float # of it that was done since the last call
     ):
         "A share of a run is done"
+        if not self.bar.n: self.bar.unpause() # or the time left would count what came before the first step
         share = min(share, 1-self.done[key])
         self.done[key] += share
         ended = sum(o>=1 for o in self.done.values())
