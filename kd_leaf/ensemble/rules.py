@@ -100,7 +100,7 @@ def _fit_stacking(logits, targets, folds=5):
     x,splits = np.concatenate(log_softmax(logits, axis=-1), -1),min(folds, counts.min())
     scale = StandardScaler().fit(x)
     tried = dict(C=np.logspace(-3, 1, 5), class_weight=[None, 'balanced'])
-    exact = LogisticRegression(solver='newton-cholesky', tol=1e-8) # the same numbers on any processor
+    exact = LogisticRegression(solver='newton-cg', tol=1e-8, max_iter=1000) # the same numbers on any processor
     search = GridSearchCV(exact, tried, scoring='f1_macro',
                           cv=StratifiedKFold(splits, shuffle=True, random_state=0))
     with threadpool_limits(1): # matrices this small are done sooner by one thread
