@@ -178,6 +178,14 @@ def test_plain_fastai_loaders(tmp_path, store):
     assert learn.predict(next((tmp_path/'images').rglob('*.png')))[0] in dls.vocab
 
 
+def test_losses_on_record_are_numbers(dls):
+    "A tensor a step would break up the memory that batches need; what fastai makes of the losses stays"
+    learn = fit(student(dls))
+    assert len(learn.recorder.losses) == len(dls.train) and {type(o) for o in learn.recorder.losses} == {float}
+    learn.recorder.plot_loss()
+    with quiet(learn): assert learn.lr_find(num_it=12, show_plot=False).valley > 0
+
+
 def test_export_leaves_the_teacher_at_home(dls, tmp_path):
     "Also after a fit that was interrupted, with precision callbacks and features"
     big = create_model('resnet18', dls.c)

@@ -66,29 +66,3 @@ print(json.dumps(dict(mb=peak_rss_mb(), file=store.images.nbytes/2**20)))
     print(few, many)
     assert many['mb'] < 1.5*1024
     assert many['mb']-few['mb'] < many['file']-few['file']+100
-
-
-@linux
-def test_many_steps_take_no_memory(tmp_path):
-    "Not the steps themselves: what they leave behind would break up the memory that batches need"
-    got = measure("""
-import psutil
-from torch import nn
-from fastai.callback.core import Callback, CancelFitException
-from kd_leaf.data.views import Views, view_dls
-from kd_leaf.distill.learner import make_learner
-from kd_leaf.models.precision import tune_malloc
-tune_malloc()
-used = []
-class Look(Callback):
-    def after_batch(self):
-        m = psutil.Process().memory_info()
-        used.append((m.rss-m.shared)/2**20)
-        if len(used) == 1200: raise CancelFitException
-dls = view_dls(Store(sys.argv[1], 50_000, 128, [1]*12), Views(n=1), bs=16, device='cpu')
-learn = make_learner(dls, nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 12)), cbs=Look())
-with learn.no_bar(), learn.no_logging(): learn.fit(1)
-print(json.dumps(dict(mb=max(used)-max(used[:400]))))
-""", tmp_path)
-    print(got)
-    assert got['mb'] < 20

@@ -185,7 +185,7 @@ class FloatLosses(Callback):
     run_valid,order = False,51 # after the Recorder, whose order is 50
     def after_batch(self):
         losses = self.recorder.losses
-        if losses and self.dls.device.type=='cpu': losses[-1] = float(losses[-1])
+        if losses and getattr(losses[-1], 'is_cpu', False): losses[-1] = float(losses[-1]) # a GPU would be waited for
 
 # %% ../../nbs/distill/04_callbacks.ipynb #d8c111d3
 class HideLabels(Callback):
