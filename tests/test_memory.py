@@ -62,7 +62,7 @@ learn = Learner(dls, create_model('cnn4', 12), loss_func=CrossEntropyLossFlat(),
 with learn.no_bar(), learn.no_logging(): learn.fit(1)
 print(json.dumps(dict(mb=peak_rss_mb(), file=store.images.nbytes/2**20)))
 """, tmp_path/str(n), n)
-    few, many = student(400), student(1600)
+    few, many = student(250), student(1000)
     print(few, many)
     assert many['mb'] < 1.5*1024
     assert many['mb']-few['mb'] < many['file']-few['file']+100
