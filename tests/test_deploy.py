@@ -247,7 +247,7 @@ def test_the_size_and_speed_tool(tmp_path, monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location('size_speed', ROOT/'tools/size_speed.py')
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    models, threads = tmp_path/'results/transfer/models', torch.get_num_threads()
+    models, threads = tmp_path/'results/better_teacher/models', torch.get_num_threads()
     models.mkdir(parents=True)
     (tmp_path/'pyproject.toml').write_text('[project]\nname = "kd_leaf"\n')
     for name, model, teacher, size in (('a', 'cnn4', 'shufflenet_v2_x0_5', 32), ('b', 'cnn4', 'shufflenet_v2_x0_5', 32), ('c', 'shufflenet_v2_x0_5', '', 48)):
@@ -269,4 +269,4 @@ def test_the_size_and_speed_tool(tmp_path, monkeypatch, capsys):
     assert table.groupby('model').precision.apply(list).map(lambda o: o == ['fp32', 'fp16', 'int8', 'fp32, torch']).all()
     assert '**Size and speed**' in (tmp_path/'results/deploy/size_speed.md').read_text(encoding='utf-8')
     write_json(models/'a.json', json.loads((models/'a.json').read_text()) | dict(accuracy=.99))
-    with pytest.raises(ValueError, match='a: accuracy .* on test, 0.9900 in its note'): tool.rows_of('a', tool.networks('transfer')['a'], tmp_path)
+    with pytest.raises(ValueError, match='a: accuracy .* on test, 0.9900 in its note'): tool.rows_of('a', tool.networks('better_teacher')['a'], tmp_path)

@@ -1,6 +1,6 @@
 """Bytes, milliseconds and scores of the released networks as torch modules and as ONNX in fp32, fp16 and int8, on real leaves.
 
-    python tools/size_speed.py [--study transfer]
+    python tools/size_speed.py [--study better_teacher]
 
 Reads results/<study>/models, each network at the image size of its note. The students of the commonest size are also combined by their
 mean. Writes results/deploy/size_speed.csv (a row a file, with provenance) and size_speed.md. Nothing is trained.
@@ -64,7 +64,7 @@ def rows_of(name, network, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--study', default='transfer', help='whose released networks are measured')
+    parser.add_argument('--study', default='better_teacher', help='whose released networks are measured')
     study = parser.parse_args().study
     torch.set_num_threads(1)
     made = {k: v for k, v in provenance('cpu').items() if k != 'versions'}
