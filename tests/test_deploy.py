@@ -13,7 +13,7 @@ from kd_leaf.deploy import page
 from kd_leaf.deploy.cli import main
 from kd_leaf.deploy.export import ExportMismatch, drawn_leaf_images, export_core, export_onnx, weights_sha256
 from kd_leaf.deploy.hub import from_hub, push_to_hub
-from kd_leaf.deploy.quantize import all_probabilities, quantize_onnx
+from kd_leaf.deploy.quantize import _static, all_probabilities, quantize_onnx
 from kd_leaf.deploy.runtime import read_image
 from kd_leaf.ensemble.model import Ensemble
 from kd_leaf.ensemble.rules import fit_ensemble
@@ -116,6 +116,22 @@ def test_int8_of_an_ensemble_keeps_its_rule(tmp_path):
     kinds = {o.data_type for o in onnx.load(str(int8.path)).graph.initializer}
     assert onnx.TensorProto.UINT8 in kinds and onnx.TensorProto.INT8 not in kinds  # signed weights overflow on processors without VNNI
     assert (all_probabilities(int8, images).argmax(1) == all_probabilities(fp32, images).argmax(1)).mean() >= .9
+
+
+def test_channels_without_weights_cost_no_time(tmp_path):
+    "One zero point for all channels of a layer, or onnxruntime leaves its fast kernels; the channel still gives nothing"
+    model = settled('cnn4')
+    first = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d))
+    first.weight.data[3] = 0
+    images = drawn_leaf_images(SIZE, 32, seed=3)
+    fp32 = export_onnx(model, tmp_path/'fp32.onnx', CLASSES, SIZE)
+    int8 = quantize_onnx(fp32.path, tmp_path/'int8.onnx', images, images, all_probabilities(fp32, images).argmax(1))
+    assert np.median(abs(all_probabilities(int8, images)-all_probabilities(fp32, images))) < .05
+    _static(fp32.path, tmp_path/'channel.onnx', images, per_channel=True)
+    graph = onnx.load(str(tmp_path/'channel.onnx')).graph
+    held = {o.name: onnx.numpy_helper.to_array(o) for o in graph.initializer}
+    zeros = [held[o.input[2]] for o in graph.node if o.op_type == 'DequantizeLinear' and o.input[0] in held and held[o.input[2]].size > 1]
+    assert zeros and all(len(np.unique(a)) == 1 for a in zeros)
 
 
 def test_push_and_pull_are_bit_equal(tmp_path):
