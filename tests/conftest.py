@@ -11,7 +11,7 @@ SLOWEST = ('resume', 'own_data', 'notebooks', 'numbers', 'memory', 'deploy', 'br
 
 
 def pytest_addoption(parser):
-    parser.addoption('--kills', type=int, default=2, help='of each engine, in tests/drills')
+    parser.addoption('--kills', type=int, default=1, help='of each engine, in tests/drills')
     parser.addoption('--faults', type=int, default=5, help='of each kind and file, in tests/drills')
     parser.addoption('--tables', help='folder for the tables of tests/drills; none are written by default')
 

@@ -20,7 +20,7 @@ from ..evaluate.metrics import agreement,paired_bootstrap,scores
 
 # %% ../../nbs/deploy/05_quantize.ipynb #a6ec37a6
 def _even_zero_points(graph):
-    "Give channels whose weights are all zero the zero point of the others: where it varies, kernels are ten times slower"
+    "Give channels whose weights are all zero the zero point of the others: where it varies, kernels are slow"
     arrays,held = import_extra('onnx.numpy_helper', 'deploy'),{o.name: o for o in graph.graph.initializer}
     for node in graph.graph.node:
         if node.op_type!='DequantizeLinear' or not {node.input[0], *node.input[2:]} <= {*held}: continue
