@@ -23,13 +23,14 @@ def _even_zero_points(graph):
     "Give channels whose weights are all zero the zero point of the others: where it varies, kernels are slow"
     arrays,held = import_extra('onnx.numpy_helper', 'deploy'),{o.name: o for o in graph.graph.initializer}
     for node in graph.graph.node:
-        if node.op_type!='DequantizeLinear' or not {node.input[0], *node.input[2:]} <= {*held}: continue
-        w,zero = (np.array(arrays.to_array(held[k])) for k in (node.input[0], node.input[2]))
+        names = node.input[::2] # of numbers and zero points
+        if node.op_type!='DequantizeLinear' or len(names)<2 or not {*names} <= {*held}: continue
+        w,zero = (np.array(arrays.to_array(held[k])) for k in names)
         if w.dtype!=np.uint8 or zero.ndim!=1 or len(np.unique(zero))<2: continue
         axis = next((a.i for a in node.attribute if a.name=='axis'), 1)
         empty = (np.moveaxis(w, axis, 0).reshape(len(zero), -1)==zero[:, None]).all(1)
         np.moveaxis(w, axis, 0)[empty],zero[empty] = 128,128
-        for k,a in zip((node.input[0], node.input[2]), (w, zero)): held[k].CopyFrom(arrays.from_array(a, k))
+        for k,a in zip(names, (w, zero)): held[k].CopyFrom(arrays.from_array(a, k))
     return graph
 
 # %% ../../nbs/deploy/05_quantize.ipynb #19be5963
