@@ -2,8 +2,9 @@
 
     python tools/size_speed.py [--study better_teacher]
 
-Reads results/<study>/models, each network at the image size of its note. The students of the commonest size are also combined by their
-mean. Writes results/deploy/size_speed.csv (a row a file, with provenance) and size_speed.md. Nothing is trained.
+Reads results/<study>/models, each network at the image size of its note, and what is too large for the repository from the cache of
+whoever trained it: the teacher of these students, and its other students of that seed. The students of the commonest size are also
+combined by their mean. Writes results/deploy/size_speed.csv (a row a file, with provenance) and size_speed.md. Nothing is trained.
 Needs the images (KD_LEAF_DATA), the extra `deploy` and, for times worth reading, a machine that does nothing else."""
 import argparse
 import numpy as np, pandas as pd, torch
@@ -14,18 +15,40 @@ from kd_leaf.deploy.quantize import half_onnx, quantize_onnx, size_speed_table
 from kd_leaf.deploy.released import list_released, load_released
 from kd_leaf.deploy.size_speed import size_speed_report
 from kd_leaf.ensemble.model import Ensemble
-from kd_leaf.study.files import provenance
+from kd_leaf.models.weights import read_weights
+from kd_leaf.models.zoo import create_model
+from kd_leaf.study.files import provenance, read_record, record_files, weights_path
+from kd_leaf.study.run import architecture
 
 
 def networks(study):
     "Role, size, data set, classes and module of each network, by name: teachers, students, the mean of the students"
     released = list_released(study)
-    found = {}
+    found, cached = {}, {}
     for name, model in zip(released.name, released.model):
         module, note = load_released(name, study)
         role = 'teacher' if model in set(released.teacher) else 'student'
         found[name] = dict(role=role, module=module) | {k: note[k] for k in ('size', 'dataset', 'classes', 'accuracy')}
-    return dict(sorted(found.items(), key=lambda o: o[1]['role'], reverse=True)) | ensemble(found)
+        cached |= in_cache(study, note)
+    return dict(sorted((cached | found).items(), key=lambda o: o[1]['role'], reverse=True)) | ensemble(cached | found)
+
+
+def in_cache(study, note):
+    "Whose weights the cache has: the teacher of a released student, and the other students of its seed"
+    folder = results_dir(study, note['profile'])
+    if not note['teacher'] or not (student := folder/f'runs/{note["key"]}.json').exists(): return {}
+    key = read_record(student)['teacher_key']
+    records = [r for r in map(read_record, record_files(folder)) if weights_path(r['key']).exists()]
+    ours = [r for r in records if r['key'] == key or r.get('teacher_key') == key and r['seed'] == note['seed']]
+    return {r['model']: from_record(r) for r in ours}
+
+
+def from_record(record):
+    "A network of the cache; `ValueError` if its weights are not those on record"
+    file = weights_path(record['key'])
+    read_weights(file, record['weights_sha256'])
+    module = create_model(architecture(record['model']), len(record['vocab']), file).eval()
+    return dict(module=module, classes=record['vocab']) | {k: record[k] for k in ('role', 'size', 'dataset', 'accuracy')}
 
 
 def ensemble(found):
