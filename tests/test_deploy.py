@@ -83,7 +83,7 @@ def ensembles():
     members = [settled('cnn4', seed=k) for k in range(3)]
     with torch.inference_mode(): logits = np.stack([m(normal()).numpy() for m in members])
     targets = np.arange(32) % 6
-    for kind in ('mean', 'mean_logits', 'weighted', 'vote', 'confidence', 'stacking'):
+    for kind in ('mean', 'mean_logits', 'weighted', 'vote', 'confidence', 'logit_adjustment', 'stacking'):
         yield kind, Ensemble(members, fit_ensemble(kind, logits, targets), vocab=CLASSES, size=SIZE)
     seed_everything(1)
     for kind, soft in (('selector', False), ('gate', True)):
@@ -103,7 +103,7 @@ def test_an_exported_ensemble_is_its_torch_module(tmp_path):
         assert abs(out.probabilities(images)-p.numpy()).max() <= 1e-4, kind
         assert abs(out.members(images)-votes.numpy()).max() <= 1e-4, kind
         kinds.append(kind)
-    assert len(kinds) == 8
+    assert len(kinds) == 9
 
 
 def test_int8_of_an_ensemble_keeps_its_rule(tmp_path):

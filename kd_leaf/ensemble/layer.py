@@ -31,9 +31,12 @@ def _vote(log_p, w, b):
 
 def _confidence(log_p, w, b): return take_member(log_p, log_p.amax(-1).argmax(0))
 
+def _adjusted(log_p, w, b): return (log_p.mean(0)+b).log_softmax(-1)
+
 def _stacking(log_p, w, b): return F.linear(log_p.permute(1, 0, 2).flatten(1), w, b).log_softmax(-1)
 
-_in_torch = dict(mixture=_mixture, mean_logits=_mean_logits, vote=_vote, confidence=_confidence, stacking=_stacking)
+_in_torch = dict(mixture=_mixture, mean_logits=_mean_logits, vote=_vote, confidence=_confidence,
+                 adjusted=_adjusted, stacking=_stacking)
 
 # %% ../../nbs/ensemble/03_layer.ipynb #ab3ad5b0
 class RuleLayer(nn.Module):

@@ -6,7 +6,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/evaluate/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['scores', 'class_report', 'confusion', 'part_report', 'Difference', 'paired_bootstrap', 'holm', 'mcnemar',
-           'reliability', 'calibration_error', 'fit_temperature', 'fit_tau', 'agreement']
+           'reliability', 'calibration_error', 'fit_temperature', 'agreement']
 
 # %% ../../nbs/evaluate/01_metrics.ipynb #5d984b7e
 import functools
@@ -212,18 +212,6 @@ def fit_temperature(
     logits,rows = logits.astype(float),np.arange(len(targets))
     cross_entropy = lambda log_t: -log_softmax(logits/np.exp(log_t), axis=1)[rows, targets].mean()
     return float(np.exp(minimize_scalar(cross_entropy, bounds=(-4, 4), method='bounded').x))
-
-# %% ../../nbs/evaluate/01_metrics.ipynb #310c6caf
-def fit_tau(
-    logits, # (n, n_classes), of valid
-    targets, # (n,) class numbers
-    shares, # (n_classes,) share of each class among the training images
-    taus=None # tried; from -1 to 2 in steps of an eighth by default
-) -> float: # to be used as `logits-tau*np.log(shares)`
-    "The strength of logit adjustment after training with the highest macro F1 (arXiv:2007.07314)"
-    logits,targets = _checked(logits, targets)
-    taus = np.linspace(-1, 2, 25) if taus is None else taus
-    return float(max(taus, key=lambda tau: (scores(logits-tau*np.log(shares), targets)['f1'], -abs(tau))))
 
 # %% ../../nbs/evaluate/01_metrics.ipynb #37969e12
 def agreement(

@@ -98,11 +98,12 @@ def _rule_rows(groups, params, total_ms):
         else: rows.append(Row(kind.replace('_', ' '), 'ensemble', logits, params, total_ms))
     return rows
 
-def _control_row(groups, best):
-    "The best student only, stacked: what the labels of valid are worth without any other member"
+def _control_rows(groups, best, kinds):
+    "The best student only, fitted likewise: what the labels of valid are worth without any other member"
     model,teacher = (best_student(pd.concat(groups))[k].iloc[0] for k in ('model', 'teacher'))
     alone = [g[(g.model==model) & (g.teacher==teacher)] for g in groups]
-    return Row('stacking, best student only', 'control', _combined(alone, 'stacking'), best.params, best.ms)
+    said = {o: _combined(alone, o.replace(' ', '_')) for o in ('logit adjustment', 'stacking') if o in kinds}
+    return [Row(f'{o}, best student only', 'control', logits, best.params, best.ms) for o,logits in said.items()]
 
 # %% ../../nbs/report/03_ensembles.ipynb #0d463e73
 _routers = dict(selector_right='hard router', selector_gate='soft gate')
@@ -136,7 +137,7 @@ def _rows(runs, balance, selectors):
     groups,ms = members(runs, balance),_milliseconds(runs)
     params,total_ms = groups[0].params.sum(),sum(ms.get(o, np.nan) for o in groups[0].model)
     single,rules = _single_rows(runs, groups, balance, ms),_rule_rows(groups, params, total_ms)
-    control = [_control_row(groups, single[0])] if 'stacking' in [r.name for r in rules] else []
+    control = _control_rows(groups, single[0], [r.name for r in rules])
     chosen = _selector_rows(selectors, groups, balance, params, ms)
     taught = _from_ensemble_rows(runs, groups, balance, ms)
     return [*single, *rules, *control, *chosen, *taught, Row('oracle', 'bound', _combined(groups, 'oracle'), params)]
@@ -146,8 +147,8 @@ _ensemble_note = (" Ensembles of all distilled students, fitted on valid; hard r
                   ' the image and asks one student; soft gate: it weighs all. "−": difference in F1 and its 95'
                   " % CI, over test images and seeds; * p < 0.05 after Holm. ms: an "
                   "image, one at a time. Oracle: the member that is right or, where all are wrong, the most confident; "
-                  "a bound on every choice of one member. Control: the best student, its logits fitted to the labels "
-                  "of valid as stacking fits those of all. From ensemble: one student taught by all members at once.")
+                  "a bound on every choice of one member. Control: the best student, its logits fitted to "
+                  "valid as those of all are. From ensemble: one student taught by all members at once.")
 
 def _compared(rows, other, targets):
     "Difference of every ensemble to one other row, with its interval and Holm's p, by name"
