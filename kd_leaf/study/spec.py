@@ -79,7 +79,7 @@ _kd = {k: t for k,t in _run_fields.items() if k not in ('seed', 'teacher')}
 _selector = dict(epochs=int, lr=float, bs=int)
 _parts = dict(teacher=dict, teachers=dict, student=dict, students=dict, kd=dict, selector=dict, grid=dict)
 _profile = dict(dataset=str, size=int, seeds=list) | _parts
-_top = dict(name=str, title=str, dataset=str, profile=dict) | _parts
+_top = dict(name=str, title=str, dataset=str, overview=bool, profile=dict) | _parts
 _source = dict(why=str, also=list, reported_on=str, reported=list, source=list) # of the document that a study redoes
 _grid = dict(teachers=list, students=list, balance=list, from_ensemble=list, variants=(dict, list))
 
