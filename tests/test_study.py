@@ -6,6 +6,7 @@ import pytest
 from kd_leaf.core import DiskFull, file_sha256
 from kd_leaf.study import files, records, runner
 from kd_leaf.study.config import Study, load_study, make_runs
+from kd_leaf.study.spec import list_studies
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = sorted(f.parent.name for f in ROOT.glob('results/*/runs'))
@@ -40,6 +41,17 @@ def test_nothing_to_do_with_the_real_images(study, monkeypatch, tmp_path):
     monkeypatch.setenv('KD_LEAF_CACHE', str(tmp_path))
     plan = load_study(study, 'cpu')
     assert files.todo_runs(plan, make_runs(plan, image_store(plan.dataset, plan.size))) == []
+
+
+@pytest.mark.parametrize('study', sorted({*list_studies()}-{'search'}))
+def test_profile_gpu_is_ten_seeds_and_imagenet(study):
+    "Teachers start from ImageNet's weights, but for those that a question is asked of; tools/dry_run.py tries all of it"
+    plan = load_study(study, 'gpu')
+    runs = make_runs(plan, SimpleNamespace(name=plan.dataset, sha256='0'*64))
+    from_nothing = {r.model for r in runs if r.role == 'teacher' and r.weights == 'none'}
+    asked = dict(roads={'mobilenet_v2', 'mobilenet_v2@weak'}, ablations={'shufflenet_v2_x1_0'})
+    assert plan.seeds == [*range(10)] and from_nothing == asked.get(study, set())
+    assert {r.weights for r in runs if r.role == 'teacher'} >= {'imagenet'}
 
 
 def test_an_edited_score_is_refused(copy):

@@ -79,7 +79,8 @@ def source_table() -> Table: # a row a number that a source prints
 
 # %% ../../nbs/report/07_overview.ipynb #ba2f8b65
 _overview_note = ("Test split. The distilled student that is best on valid, its teacher, and its no-KD baseline "
-                  "(before the arrow); the labels it learns from; its parameters as a share of the teacher's. "
+                  "(before the arrow); the labels it learns from; its parameters as a share of the teacher's; the "
+                  "minutes that all runs of the study took, one after the other, on the machines that its page names. "
                   "Profile {}, means over {} seeds; 95 % CI of the gain. Ablations (other losses, no augmentation) "
                   "are on the pages of the studies. † Fewer than {} images: the study runs, and that is all it shows.")
 
@@ -88,13 +89,14 @@ _columns = ('alone', 'kd', 'teacher'),('gain', 'low', 'high') # of each score
 
 def _overview_row(name, spec):
     "The best student of a study as numbers"
-    runs = load_runs(name)
-    runs = main_runs(runs, study_spec(name, runs.profile[0]), ['teacher'])
+    every = load_runs(name)
+    runs = main_runs(every, study_spec(name, every.profile[0]), ['teacher'])
     best = best_student(runs)
     first,taught_by = best.iloc[0],runs[runs.key.isin(best.teacher_key)]
     alone = pick(runs, role='student', model=first.model, balance=first.balance, teacher='')
     row = dict(study=name, title=spec['title'], student=first.model, teacher=first.teacher, profile=first.profile)
     row |= dict(labels=best.n_train.max(), size=first.params/taught_by.params.iloc[0], seeds=best.seed.nunique())
+    row |= dict(minutes=every.train_s.sum()/60)
     for k in _scores:
         d = paired_difference(best, alone, k)
         row |= {f'teacher_{k}': taught_by[k].mean(), f'alone_{k}': alone[k].mean(), f'kd_{k}': best[k].mean()}
@@ -109,6 +111,7 @@ def overview_table() -> Table: # a row a study
     text = pd.DataFrame({'Study': data.study.str.replace('@', ', ')})
     text['Student ← teacher'] = data.student.map(display_name)+' ← '+data.teacher.map(display_name)
     text['Labels'],text['Size'] = data.labels.map('{:,}'.format),data['size'].map('{:.1%}'.format)
+    text['Minutes'] = data.minutes.map('{:.0f}'.format)
     dagger = np.where(data.labels<few_images, ' †', '')
     for k,what in _scores.items():
         means,changes = (data[[f'{o}_{k}' for o in names]].to_numpy() for names in _columns)
