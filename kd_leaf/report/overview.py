@@ -144,6 +144,6 @@ def overview_figure(
 def write_overview() -> Table: # as `overview_table`
     "Write the table and the figure of all studies into `results/overview`"
     table,folder = overview_table(),results_dir('overview')
-    table.save(folder)
-    save_figures(dict(overview=overview_figure(table.data)), folder)
+    table.save(folder/'tables')
+    save_figures(dict(overview=overview_figure(table.data)), folder/'figures')
     return table
