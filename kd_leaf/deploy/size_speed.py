@@ -11,7 +11,7 @@ __all__ = ['load_size_speed', 'size_speed_report', 'size_speed_figure']
 from pathlib import Path
 import pandas as pd
 from ..core import results_dir
-from ..report.ensembles import pareto_front
+from ..report.costs import pareto_front
 from ..report.figures import new_axes
 from ..report.format import Table,display_name,listed,with_ci
 

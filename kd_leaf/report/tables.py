@@ -159,7 +159,7 @@ def setup_table(
 
 # %% ../../nbs/report/01_tables.ipynb #4e3a8791
 _setting = ['teacher', 'balance', 'student']
-_ci_note = (' 95 % CI: of our gain, over test images and seeds. '
+_ci_note = (" 95 % CI: of our gain, over test images and seeds; * p < .05 after Holm's correction over the table. "
             'The source names neither images nor seeds.')
 
 def _source_gains(source, metric):
@@ -172,10 +172,10 @@ def _reproduced(runs, key, group, theirs):
     "One row of the reproduction table"
     teacher,balance,student = key
     kd,alone = (pick(runs, role='student', teacher=o, balance=balance, model=student) for o in (teacher, ''))
-    _,low,high,_ = paired_difference(kd, alone[alone.seed.isin(kd.seed)])
+    _,low,high,p = paired_difference(kd, alone[alone.seed.isin(kd.seed)])
     ours = group.gain.mean()
-    return dict(zip(_setting, key)) | dict(source=theirs, ours=ours, ours_sd=group.gain.std(ddof=1), low=low, high=high,
-                                           difference=ours-theirs, text=mean_sd(group.gain, sign=True))
+    numbers = dict(source=theirs, ours=ours, ours_sd=group.gain.std(ddof=1), low=low, high=high, p=p)
+    return dict(zip(_setting, key)) | numbers | dict(difference=ours-theirs, text=mean_sd(group.gain, sign=True))
 
 # %% ../../nbs/report/01_tables.ipynb #abddb78f
 def reproduction_table(
@@ -187,9 +187,9 @@ def reproduction_table(
     theirs = _source_gains(source, metric)
     single = gains(runs[~multi_teacher(runs)], metric).rename(columns=dict(model='student'))
     rows = [_reproduced(runs, key, group, theirs.get(key, np.nan)) for key,group in single.groupby(_setting)]
-    data = pd.DataFrame(rows)
+    data = pd.DataFrame(rows).assign(p=lambda o: holm(o.p))
     text = data[_setting].assign(Source=data.source.map('{:+.2f}'.format), Ours=data.text)
-    text['95 % CI'] = [f'[{r.low:+.3f}, {r.high:+.3f}]' for r in data.itertuples()]
+    text['95 % CI'] = [f'[{r.low:+.3f}, {r.high:+.3f}]{"*"*(r.p<.05)}' for r in data.itertuples()]
     text['Ours − source'] = data.difference.map('{:+.3f}'.format)
     text = text.map(display_name).rename(columns={k: k.capitalize() for k in _setting})
     title = f'Gain in {display_name(metric)} from distillation: the source and ours'
