@@ -31,7 +31,7 @@ from .files import weights_path,write_record
 from .engine import Failure,Job,run_jobs
 from .executors import make_executor
 from .progress import StudyProgress,Ticker,run_cost
-from .terminal import study_bar
+from .terminal import said_when_stopped,study_bar
 from .training import fit_run
 
 # %% ../../nbs/study/10_runner.ipynb #fb0bd03a
@@ -232,10 +232,16 @@ def run_study(
     executor.check_images({*stores.values(), *larger.values()})
     arguments = lambda r: (r, stores[r], device, _weights_on_record(r, study), larger.get(r))
     driver = _Driver(study, todo, resume)
-    _run_todo(driver, {r: run_cost(r, stores[r]) for r in todo}, arguments, executor)
+    with said_when_stopped(lambda: _on_record(study, runs)):
+        _run_todo(driver, {r: run_cost(r, stores[r]) for r in todo}, arguments, executor)
     df = collect(study)
     if driver.failed: raise RuntimeError(_failures(driver.failed, todo))
     return df
+
+def _on_record(study, runs):
+    "What one who stops a study has, and what to do"
+    done = sum(is_done(study, r.key) for r in runs)
+    return f'stopped: {done} of {len(runs)} runs of {study.name!r} are on record; start it again, and it goes on there'
 
 def _failures(failed, todo):
     "What went wrong, a line a run"
