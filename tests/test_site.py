@@ -212,3 +212,16 @@ def test_table_stands_on_the_leaf_page(built, table):
     page = [numbers(row) for row in built.read['studies/leaf.html'].rows]
     missing = [row for row in rows if numbers(row) not in page]
     assert not missing, f'rows of {table.name} that are not on the page: {missing}'
+
+
+def test_a_page_as_a_paper(tmp_path):
+    "Authors, date, numbered figures and tables, references: all from the notebook, CITATION.cff and the records"
+    from paper import paper
+    html, pdf = paper(tmp_path, 'studies/transfer.ipynb')
+    page, source = html.read_text(encoding='utf-8'), pdf.with_suffix('.typ').read_text(encoding='utf-8')
+    assert pdf.read_bytes().startswith(b'%PDF') and 'The kd_leaf authors' in page and re.search(r'results of 20\d\d-\d\d-\d\d', source)
+    tables = len(re.findall('kind: table$', source, flags=re.M))
+    assert tables >= 8 and len(re.findall('<caption>Table', page)) == tables
+    assert len(re.findall('<figcaption[^>]*>Figure', page)) == source.count('#figure(image(') >= 3
+    cited, (listed,) = {*re.findall(r'arxiv\.org/abs/[\d.]+\d', source)}, re.findall(r'== References(.*)', source, flags=re.S)
+    assert cited == {*re.findall(r'arxiv\.org/abs/[\d.]+\d', listed)} and listed.count('\n+ ') == len({*re.findall('https?://[^"]+', listed)})

@@ -3,7 +3,7 @@
     python tools/site.py            every page, into _site/
     python tools/site.py --readme   README.md, from nbs/index.ipynb
     python tools/site.py --check    exit 1 if README.md is not what --readme would write
-    python tools/site.py --paper    the leaf study as one HTML file and as PDF, into _paper/
+    python tools/site.py --paper    the leaf study as one HTML file and as PDF, into _paper/; or another page, such as studies/transfer.ipynb
 
 nbdev prepares the notebooks (tools/pages.py), pandoc renders them. The demo runs a released student in the browser: the first build
 fetches its engine by npm.
@@ -222,11 +222,12 @@ def main():
     parser.add_argument('--out', default='_site', help='folder to build the site in; what it holds is replaced')
     parser.add_argument('--readme', action='store_true', help='write README.md instead')
     parser.add_argument('--check', action='store_true', help='only say, by exit status, whether README.md is up to date')
-    parser.add_argument('--paper', action='store_true', help='write the leaf study as one HTML file and as PDF, into _paper/')
+    parser.add_argument('--paper', nargs='?', const='studies/leaf.ipynb', metavar='PAGE',
+                        help='write a page, the leaf study by default, as one HTML file and as PDF, into _paper/')
     args, file = parser.parse_args(), ROOT/'README.md'
     if args.paper:
         from paper import paper
-        return print(*paper(ROOT/'_paper'))
+        return print(*paper(ROOT/'_paper', args.paper))
     if not (args.readme or args.check): return print(f'{len(build(args.out))} pages in {args.out}/')
     text, images = readme()
     if args.check:
