@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT/'results/leaf'
 
 
-PAGES = ['index', *sorted(f'studies/{f.stem}' for f in (ROOT/'nbs/studies').glob('*.ipynb') if f.stem != 'experiment'), 'benchmarks/04_race']
+PAGES = ['index', *sorted(f'studies/{f.stem}' for f in (ROOT/'nbs/studies').glob('*.ipynb') if f.stem != 'experiment'),
+         *(f'benchmarks/{o}' for o in ('04_race', '05_growth', '06_drills', '07_profile'))]
 
 
 def shown(nb):
