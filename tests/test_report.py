@@ -185,4 +185,4 @@ def test_one_number_for_the_best_student():
     page, index = (''.join(''.join(o['data'].get('text/markdown', [])) for c in json.loads((ROOT/f'nbs/{n}.ipynb').read_text(encoding='utf-8'))['cells']
                            for o in c.get('outputs', []) if 'data' in o) for n in ('studies/leaf', 'index'))
     f1 = f"{best_student(load_runs('leaf')).f1.mean():.3f}"
-    assert f'macro F1 {f1}' in page and re.search(rf'\| leaf .*\| {f1} ', index)
+    assert f'macro F1 {f1}' in page and re.search(rf'\| leaf .*→ {f1} ', index)
