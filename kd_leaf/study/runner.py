@@ -210,6 +210,17 @@ def _stores(study, store, runs):
     stores = {r: store if (r.dataset_sha256, r.size)==own else opened(r.dataset, r.size) for r in runs}
     return stores,{r: opened(study.dataset, r.teacher_size) for r in runs if r.teacher_size}
 
+# %% ../../nbs/study/10_runner.ipynb #0823346b
+def _on_record(study, runs):
+    "What one who stops a study has, and what to do"
+    done = sum(is_done(study, r.key) for r in runs)
+    return f'stopped: {done} of {len(runs)} runs of {study.name!r} are on record; start it again, and it goes on there'
+
+def _failures(failed, todo):
+    "What went wrong, a line a run"
+    lines = [f'  {r} ({r.key}): {said}' for r,said in failed.items()]
+    return '\n'.join([f'{len(failed)} of {len(todo)} runs failed, the others are on record:', *lines])
+
 # %% ../../nbs/study/10_runner.ipynb #9da14edd
 def run_study(
     study:Study, # from `load_study`
@@ -237,13 +248,3 @@ def run_study(
     df = collect(study)
     if driver.failed: raise RuntimeError(_failures(driver.failed, todo))
     return df
-
-def _on_record(study, runs):
-    "What one who stops a study has, and what to do"
-    done = sum(is_done(study, r.key) for r in runs)
-    return f'stopped: {done} of {len(runs)} runs of {study.name!r} are on record; start it again, and it goes on there'
-
-def _failures(failed, todo):
-    "What went wrong, a line a run"
-    lines = [f'  {r} ({r.key}): {said}' for r,said in failed.items()]
-    return '\n'.join([f'{len(failed)} of {len(todo)} runs failed, the others are on record:', *lines])
