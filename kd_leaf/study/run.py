@@ -67,9 +67,7 @@ def _check_together(run):
     own_size = f'teacher_size={run.teacher_size}: a teacher sees images at its own size through its cache: '
     cached = run.teacher and run.views and run.teaching!='online' and run.loss not in feature_losses
     _require(cached or not run.teacher_size, own_size+'choose a teacher, views=1 or more, and a loss on logits')
-    least = min(run.epochs, round(1/run.fraction)) # each view shows another part of the images, until all were seen
-    the_same = f'unlabelled with views={run.views}: the same images would come again while others wait: choose'
-    _require(run.views>=least or not run.unlabelled, f'{the_same} {least} or more')
+    _require(run.views or not run.unlabelled, f'unlabelled with views={run.views}: it needs views=1 or more')
     from_file = run.weights not in ('none', 'imagenet') and not run.pretraining
     no_file = f"weights={run.weights!r} is no file: use 'none', 'imagenet' or a .safetensors or .pth file"
     _require(not from_file or Path(run.weights).is_file(), no_file)
