@@ -19,6 +19,7 @@ from ..evaluate.metrics import class_report,holm
 from .format import Table,describe,display_name,made_from,mean_sd,with_ci
 from .tables import paired_difference
 from .figures import new_axes,synthetic_warning
+from .costs import budget_figure
 from ..study.records import pick,saved_logits,vocab_of
 
 # %% ../../nbs/report/05_ablations.ipynb #d5677fb0
@@ -205,6 +206,7 @@ def figure_of(
     changed = set.intersection(*map(set, variant_groups(spec['grid'])[group]))
     if 'fraction' in changed: return fraction_figure(runs, spec, group)
     if changed>={'temperature', 'alpha'}: return temperature_figure(runs, spec, group)
+    if 'epochs' in changed: return budget_figure(runs)
     return variant_figure(runs, spec, group)
 
 # %% ../../nbs/report/05_ablations.ipynb #45a0fd8f

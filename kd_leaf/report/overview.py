@@ -62,7 +62,7 @@ def _or_empty(form, value): return '' if np.isnan(value) else form.format(value)
 def source_table() -> Table: # a row a number that a source prints
     "What the sources of all studies report, beside what is on record here, and why the two may differ"
     rows,whys = [],{}
-    for name,spec in ((o, s) for o,s in _studies() if s.get("why")):
+    for name,spec in ((o, s) for o,s in _studies() if s.get('why')):
         for what,theirs,ours in _reported(name):
             mean,shown = (np.mean(ours), mean_sd(ours)) if len(ours) else (np.nan, '')
             rows.append(dict(study=name, what=what, source=theirs, ours=mean, text=shown, why=spec['why']))

@@ -8,7 +8,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/study/training.html.md"""
 __all__ = ['SparseValidation', 'fit_run']
 
 # %% ../../nbs/study/08_training.ipynb #af0ef268
-import time
+import time,warnings
 import numpy as np
 from fastai.callback.core import Callback,CancelValidException
 from ..core import default_device,file_sha256,seed_everything
@@ -83,6 +83,13 @@ def _with_unlabelled(run, store, idx, plan):
     rest = SamplePlan.of(np.setdiff1d(train, idx))
     return SamplePlan(*(np.concatenate([getattr(o, k) for o in (plan, rest)]) for k in ('i', 'j', 'lam')))
 
+def _warn_of_few_views(run):
+    "A warning if replayed views leave images without labels unseen: a view shows a fixed part of them"
+    enough = min(run.epochs, int(1/run.fraction+.5))
+    if run.unlabelled and run.views<enough:
+        warnings.warn(f'{run}: unlabelled with views={run.views} shows {run.views*run.fraction:.0%} of the images and '
+                      f'never the others: choose views={enough} or more')
+
 def _loaders(run, store, idx, plan, device):
     "Loaders of a run: replayed views, or fastai's augmentation"
     common = dict(plan=plan, bs=run.bs, epoch_size=len(idx), device=device)
@@ -141,6 +148,7 @@ def fit_run(
     "Train as a run says; at the last epoch, without looking at test"
     device,sha256 = device or default_device(),sha256 or {}
     seed_everything(run.seed, deterministic=device=='cpu')
+    _warn_of_few_views(run)
     idx = _labelled(run, store)
     teachers = _load_teachers(run, len(store.vocab), sha256)
     known = _plan(run, store, idx, teachers, device)
