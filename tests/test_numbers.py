@@ -107,7 +107,7 @@ def test_speed_promised():
     rows = load_bench('epochs')
     for peer, times in dict(timm=4.5, torchdistill=4.5, fasterai=8, fasterai_frozen=4.5).items():
         assert np.median(ratio(rows, peer, 'ours_compiled')) >= times, peer
-    for other, times in dict(limit=1/1.1, fastai_alone=1/.8, timm=4, torchdistill=4, fasterai=8, fasterai_frozen=4).items():
+    for other, times in dict(limit=1/1.15, fastai_alone=1/.8, timm=4, torchdistill=4, fasterai=8, fasterai_frozen=4).items():
         assert np.median(ratio(rows, other, 'ours_cached')) >= times, other
     cost = whole_cost(rows, 4)/whole_cost(rows, 4)['ours_compiled']
     assert cost['timm'] >= 2.8 and cost['torchdistill'] >= 2.8 and cost['fasterai'] >= 5
