@@ -162,16 +162,16 @@ def curve_figure(
 
 # %% ../../nbs/report/02_figures.ipynb #80ca021f
 def class_figure(
-    runs:pd.DataFrame # rows of `load_runs` to compare; their predictions are read
+    runs:pd.DataFrame # rows of `load_runs` to compare, of one seed or several; their predictions are read
 ):
-    "F1 of each class on test, the class with most test images on top; returns the matplotlib figure"
+    "F1 of each class on test, mean and sd over seeds, the most frequent on top; returns the matplotlib figure"
     saved,targets = saved_logits(runs, 'test')
-    each = zip(saved, runs.itertuples())
-    parts = [class_report(logits, targets, vocab_of(r)).assign(who=run_name(r)) for logits,r in each]
+    parts = [class_report(o, targets, vocab_of(r)).assign(who=run_name(r)) for o,r in zip(saved, runs.itertuples())]
     df = pd.concat(parts).reset_index().sort_values('support', ascending=False, kind='stable')
     df['label'] = [f'{escape(name, "figure")} ({n})' for name,n in zip(df['class'], df.support)]
     fig,ax,sns = new_axes('F1 of each class (test images)', '', height=1.2+.28*df.label.nunique())
-    sns.stripplot(df, x='f1', y='label', hue='who', size=7, jitter=False, ax=ax)
+    points = dict(linestyle='none', markersize=5, dodge=.4, err_kws=dict(linewidth=1), errorbar=_spread(runs))
+    sns.pointplot(df, x='f1', y='label', hue='who', ax=ax, **points)
     ax.set(xlabel='F1 (test)', ylabel='')
     _legend(ax, fontsize=8)
     synthetic_warning(ax, runs)

@@ -65,12 +65,14 @@ def best_student(
     return pick(distilled, **dict(zip(setting, distilled.groupby(setting).valid_f1.mean().idxmax())))
 
 def best_trio(
-    runs:pd.DataFrame # from `load_runs`
-) -> pd.DataFrame: # three rows
-    "The best student's first seed beside its teacher and its no-KD baseline: teacher, baseline, student"
-    best = best_student(runs).iloc[[0]]
-    same = dict(model=best.model.iloc[0], balance=best.balance.iloc[0], seed=best.seed.iloc[0])
-    return pd.concat([pick(runs, key=best.teacher_key.iloc[0]), pick(runs, role='student', teacher='', **same), best])
+    runs:pd.DataFrame, # from `load_runs`
+    every_seed:bool=False # not the first one only
+) -> pd.DataFrame: # three rows, or those of all seeds
+    "The best student beside its teacher and its no-KD baseline: teacher, baseline, student"
+    best = best_student(runs)
+    if not every_seed: best = best.iloc[[0]]
+    alone = pick(runs, role='student', teacher='', model=best.model.iloc[0], balance=best.balance.iloc[0])
+    return pd.concat([runs[runs.key.isin(best.teacher_key)], alone[alone.seed.isin(best.seed)], best])
 
 # %% ../../nbs/report/01_tables.ipynb #51ddbf3f
 def _for_display(df): return df.rename(columns=lambda c: display_name(c, c.capitalize())).map(display_name)
