@@ -91,7 +91,7 @@ def all_on_its_page(study):
 
 
 def test_tables_on_disk_are_what_the_records_give():
-    from kd_leaf.report.build import make_tables
+    from kd_leaf.report.build import check_report, make_tables
     studies = [f.parent.name for f in ROOT.glob('results/*/runs')]
     assert {'leaf', 'views', 'ablations', 'brain_tumour', 'brain_tumour@brain-tumor-binary', 'cifar10_selector', 'roads', 'balls'} <= {*studies}
     for study in (o for o in studies if not all_on_its_page(o)):
@@ -99,6 +99,7 @@ def test_tables_on_disk_are_what_the_records_give():
         assert len({t.name for t in tables}) == len(tables)
         assert {f.stem for f in (ROOT/f'results/{study}/tables').iterdir()} == {t.name for t in tables}
         for t in tables: assert (ROOT/f'results/{study}/tables/{t.name}.md').read_text() == t._repr_markdown_()+'\n'
+    for study in studies: assert check_report(study) == len([f for k in ('tables/*', 'figures/*', '*.csv') for f in (ROOT/'results'/study).glob(k)])
 
 
 def test_speed_promised():

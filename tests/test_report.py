@@ -1,5 +1,5 @@
 "What tables, figures and stored outputs must never do: show a real photograph, break on a class's name, count a run twice, delete a stranger's file"
-import ast, json, re
+import ast, json, re, shutil
 from pathlib import Path
 import numpy as np, pandas as pd
 import pytest
@@ -164,7 +164,24 @@ def test_write_report_removes_its_own_files_only(tmp_path, monkeypatch):
     build.write_report('any')
     left = {f.relative_to(tmp_path).as_posix() for f in tmp_path.rglob('*') if f.is_file()}
     written = {f'tables/{n}.{k}' for n in names for k in ('md', 'csv')} | {f'figures/{n}.{k}' for n in names for k in ('svg', 'png')}
-    assert left == written | {'report.json', 'tables/mine.md', 'figures/mine.png'}  # mine.* were deleted before
+    assert left == written | {'SHA256SUMS', 'tables/mine.md', 'figures/mine.png'}  # mine.* were deleted before
+
+
+@pytest.mark.parametrize('name', ['runs.csv', 'classes.csv', 'tables/teachers.csv', 'tables/teachers.md', 'figures/scores.png'])
+def test_a_changed_byte_in_a_report_is_named(name, tmp_path, monkeypatch):
+    from kd_leaf.report import build
+    folder = tmp_path/'leaf'
+    shutil.copytree(ROOT/'results/leaf', folder, ignore=shutil.ignore_patterns('runs', 'preds', 'models'))
+    monkeypatch.setattr(build, 'report_dir', lambda *a: folder)
+    assert build.check_report('leaf') > 20
+    content = bytearray((folder/name).read_bytes())
+    content[len(content)//2] ^= 1
+    (folder/name).write_bytes(content)
+    with pytest.raises(ValueError, match=f'{name} is not as the report left it: write_report'): build.check_report('leaf')
+    (folder/name).unlink()
+    with pytest.raises(ValueError, match=f'{name} is not as the report left it'): build.check_report('leaf')
+    (folder/'SHA256SUMS').unlink()
+    with pytest.raises(FileNotFoundError, match='writes the report anew'): build.check_report('leaf')
 
 
 def test_a_manifest_cannot_delete_elsewhere(tmp_path):
@@ -173,7 +190,7 @@ def test_a_manifest_cannot_delete_elsewhere(tmp_path):
     folder.mkdir()
     (tmp_path/'precious').write_text('')
     (folder/'runs.csv').write_text('')
-    (folder/'report.json').write_text('["../precious", "runs.csv", "tables/../runs.csv"]')
+    (folder/'SHA256SUMS').write_text('0  ../precious\n0  runs.csv\n0  tables/../runs.csv\nno line of the kind\n')
     _remove_old(folder, [])
     assert (tmp_path/'precious').exists() and (folder/'runs.csv').exists()
 
