@@ -101,7 +101,7 @@ def fit_tau(
     shares, # (n_classes,) share of each class among the training images, above 0
     taus=None # tried; from -1 to 2 in steps of an eighth by default
 ) -> float: # to be used as `logits-tau*np.log(shares)`
-    "The strength of logit adjustment after training with the highest macro F1 (arXiv:2007.07314); `ValueError` for odd shares"
+    "The strength of logit adjustment with the highest macro F1 (arXiv:2007.07314); `ValueError` for odd shares"
     logits,shares = np.asarray(logits),np.asarray(shares)
     if shares.shape!=logits.shape[-1:] or not (shares>0).all():
         raise ValueError(f'shares={shares.tolist()}: give one above 0 for each of the {logits.shape[-1]} classes')

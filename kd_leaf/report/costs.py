@@ -75,7 +75,7 @@ def budget_runs(
 ) -> pd.DataFrame: # its students, with columns `way` and `minutes`
     "Students by how they were trained, and what each would have taken had it been the only one: its cache included"
     df = pick(runs, role='student').copy()
-    taught,passes = df.teacher!='',np.where(df.unlabelled, 1, df.fraction)*df['views'] # of all training images
+    taught,passes = df.teacher!='',df['views'] # of an epoch's images, with or without labels
     smoothed = np.where(df.label_smoothing>0, 'label smoothing', 'no KD')
     df['way'] = np.where(taught, np.where(df.unlabelled, 'distilled, all images', 'distilled'), smoothed)
     a_pass = (df.teach_s/passes)[taught].max() # by the run that paid for it
@@ -98,7 +98,8 @@ def budget_figure(
     for ax,score in zip(axs, ('accuracy', 'f1')):
         sns.lineplot(df, x='minutes', y=score, legend=score=='f1', ax=ax, **bars, **look)
         ax.axhline(teacher[score].mean(), color='black', lw=1, ls='--', label='the teacher')
-        ax.set(xscale='log', xticks=ticks, xlabel='minutes of training, one thread', title=f'{display_name(score)} (test)')
+        ax.set(xscale='log', xticks=ticks, xlabel='minutes of training, one thread')
+        ax.set_title(f'{display_name(score)} (test)')
         ax.xaxis.set_major_formatter('{x:g}')
         ax.minorticks_off(),synthetic_warning(ax, runs)
     axs[1].legend(title='', bbox_to_anchor=(1.01, 1), loc='upper left')
