@@ -141,12 +141,12 @@ def check_report(
 ) -> int: # files that were checked
     "`ValueError` names the first table, figure or CSV file of a study that is not as its report left it"
     folder = report_dir(study, profile)
-    remedy = f'write_report({study!r}) writes the report anew'
-    sums = _read_sums(folder)
-    if not sums: raise FileNotFoundError(f'no {folder/"SHA256SUMS"}: {remedy}')
+    anew,sums = f'write_report({study!r}) writes it anew',_read_sums(folder)
+    if not sums: raise FileNotFoundError(f'no {folder/"SHA256SUMS"}: {anew}')
     for name,sha in sums.items():
         file = folder/name
         if file.is_file() and file_sha256(file)==sha: continue
+        remedy = anew if '/' in name else 'take it from the repository, or run the study again, which trains nothing'
         raise ValueError(f'{file} is not as the report left it: {remedy}')
     return len(sums)
 
