@@ -11,7 +11,6 @@ __all__ = ['ensembles', 'Rule', 'fit_simplex', 'select_greedily', 'fit_tau', 'ch
 from dataclasses import dataclass
 import numpy as np
 from ..checks import check_name
-from ..evaluate.metrics import scores
 from scipy.special import log_softmax,logsumexp,softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
@@ -103,10 +102,11 @@ def fit_tau(
 ) -> float: # to be used as `logits-tau*np.log(shares)`
     "The strength of logit adjustment with the highest macro F1 (arXiv:2007.07314); `ValueError` for odd shares"
     logits,shares = np.asarray(logits),np.asarray(shares)
+    if not np.isfinite(logits).all(): raise ValueError('logits that are not finite: did the training fail?')
     if shares.shape!=logits.shape[-1:] or not (shares>0).all():
         raise ValueError(f'shares={shares.tolist()}: give one above 0 for each of the {logits.shape[-1]} classes')
     taus,log_shares = np.linspace(-1, 2, 25) if taus is None else taus,np.log(shares)
-    f1 = lambda tau: scores(logits-tau*log_shares, targets)['f1']
+    f1 = lambda tau: f1_score(targets, (logits-tau*log_shares).argmax(-1), average='macro', zero_division=0)
     return float(max(taus, key=lambda tau: (f1(tau), -abs(tau))))
 
 # %% ../../nbs/ensemble/01_rules.ipynb #7c8542dd
