@@ -116,7 +116,9 @@ def variant_table(
             numbers,words = _variant_row(kd, alone, None if v is variants[-1] else last, 'balance' in shown)
             where = dict(student=model) | {k: (base | v)[k] for k in shown}
             data.append(where | numbers)
-            text.append({display_name(k, k.capitalize()): _field_text(o) for k,o in where.items()} | words)
+            unused = kd_only-{'teacher'} if not (base | v)['teacher'] else set()
+            said = {k: '' if k in unused else _field_text(o) for k,o in where.items()}
+            text.append({display_name(k, k.capitalize()): o for k,o in said.items()} | words)
     _mark_significant(data, text)
     rows = runs[runs.role=='student']
     caption = describe(rows)+_variant_note+(_rare_note if 'balance' in shown else '')
