@@ -13,6 +13,7 @@ from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import Learner # brings fit_one_cycle and fine_tune
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import F1Score,accuracy
+from fastai.optimizer import Adam
 from fastcore.foundation import L
 from torch import nn
 from ..checks import check_kind,check_name,check_training
@@ -21,6 +22,7 @@ from ..data.views import ViewLoader
 from .cache import TeacherLogits,cache_teacher
 from .several import MeanLogits
 from .callbacks import FloatLosses,KDCallback,ReplayViews,StopOnNaN
+from ..models.optimizer import FusedAdam
 from ..models.precision import fastest_precision,precisions,set_precision
 from ..models.zoo import create_model,has_weights,head_of
 
@@ -74,7 +76,8 @@ def make_learner(
     for o in L(metrics):
         if isinstance(o, str): raise TypeError(f'metrics={o!r}: give functions, such as fastai.metrics.accuracy')
     loss_func = loss_func or CrossEntropyLossFlat(weight=class_weights)
-    learn = Learner(dls, model, loss_func, splitter=split_head, wd=wd, metrics=metrics)
+    adam = FusedAdam if dls.device.type=='cuda' else Adam # the same steps
+    learn = Learner(dls, model, loss_func, adam, splitter=split_head, wd=wd, metrics=metrics)
     learn.precision = precision
     learn.add_cbs([*own, ReplayViews(), FloatLosses(), *L(cbs)])
     return learn
