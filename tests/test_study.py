@@ -29,8 +29,8 @@ def edit(file, **changes): file.write_text(json.dumps(json.loads(file.read_text(
 def test_all_records_of_the_paper_are_in_the_grid(study):
     "No key has changed, no score differs from its predictions: nothing is left out, and a study that is whole has nothing to do"
     found = [json.loads(f.read_text(encoding='utf-8')) for f in (ROOT/f'results/{study}/runs').glob('*.json')]
-    rows = records.table_of(found)
-    assert records._in_grid(rows, records._keys_in_grid(study, 'cpu', rows), load_study(study, 'cpu').selector)[rows.role != 'pretraining'].all()
+    rows, profile = records.table_of(found), found[0]['profile']
+    assert records._in_grid(rows, records._keys_in_grid(study, profile, rows), load_study(study, profile).selector)[rows.role != 'pretraining'].all()
 
 
 @pytest.mark.skipif(not Path(DATA).is_dir(), reason='the real images are not here')

@@ -57,15 +57,17 @@ def _models_dir(study):
                             'git clone https://github.com/kd-leaf/kd_leaf, and work in that folder')
 
 def list_released(
-    study='transfer' # name of a study, or `Study`
-) -> pd.DataFrame: # name, model, taught by, pixels, parameters, kB, accuracy, F1
-    "The networks that travel with a study's results"
+    study='' # name of a study, or `Study`; all of them by default
+) -> pd.DataFrame: # study, name, model, taught by, pixels, parameters, kB, accuracy, F1
+    "The networks that travel with results"
+    folders = [_models_dir(study)] if study else sorted(results_dir('*').parent.glob('*/models'))
+    folders = folders or [_models_dir('transfer')] # which says where they are to be had
     rows = []
-    for file in sorted(_models_dir(study).glob('*.json')):
+    for file in (f for d in folders for f in sorted(d.glob('*.json'))):
         note,weights = read_json(file),file.with_suffix('.safetensors')
         noted = {k: note[k] for k in ('model', 'teacher', 'size', 'params')}
         measured = dict(kB=round(weights.stat().st_size/1000), accuracy=note['accuracy'], f1=note['f1'])
-        rows.append(dict(name=file.stem) | noted | measured)
+        rows.append(dict(study=note['study'], name=file.stem) | noted | measured)
     return pd.DataFrame(rows)
 
 def load_released(

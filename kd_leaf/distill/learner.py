@@ -135,7 +135,7 @@ def predict_logits(
     ds_idx:int # 1 for valid, 2 for test
 ) -> np.ndarray: # (n, n_classes) float16
     "Logits of a split, in eval mode, as they are saved"
-    model,out = learn.model.eval(),[]
+    model,out = learn.model.to(learn.dls.device).eval(),[] # which a Learner leaves to its first fit
     with torch.inference_mode():
         for xb,_ in learn.dls[ds_idx]: out.append(model(xb).float().cpu())
     return torch.cat(out).numpy().astype(np.float16)
