@@ -150,10 +150,14 @@ def epochs_that_fit(
     name:str, # of a system
     b:Budget # the setting
 ) -> int: # 1 or more
-    "How many epochs a system can plan for, from a trial of one"
-    p = _parts(name, b)
+    "How many epochs a system can plan for, from a trial of one; a few batches go before it, to warm up"
+    p,train = _parts(name, b),systems[check_name(name, systems, 'system')]
+    whole,p.plan = p.plan,SamplePlan.of(p.plan.i[:4*b.bs])
+    p.show(0), train(p, 1)
+    p.plan = whole
+    p.show(0)
     start = time.perf_counter()
-    systems[check_name(name, systems, 'system')](p, 1)
+    train(p, 1)
     build_s = getattr(p, 'build_s', 0.)
     epoch_s = time.perf_counter()-start-build_s+build_s/shows_of_a_view
     return max(1, int(60*b.minutes/epoch_s))
