@@ -160,7 +160,7 @@ def epochs_that_fit(
     train(p, 1)
     build_s = getattr(p, 'build_s', 0.)
     epoch_s = time.perf_counter()-start-build_s+build_s/shows_of_a_view
-    return max(1, int(60*b.minutes/epoch_s))
+    return max(1, int(.92*60*b.minutes/epoch_s)) # a long training is that much slower than its trial
 
 def _turn(name, b, epochs):
     "In a process of its own: train, look at the clock, then at the scores"
