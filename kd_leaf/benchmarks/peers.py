@@ -78,8 +78,8 @@ def _torchdistill_config(b, frozen, epochs):
     plain = lambda: dict(forward_proc='forward_batch_only')
     teacher = plain() | (dict(requires_grad=False) if frozen else {})
     optimizer = dict(key='AdamW', kwargs=dict(lr=b.lr, fused=True))
-    return dict(num_epochs=epochs, train_data_loader=loader(), val_data_loader=loader(), teacher=teacher, student=plain(),
-                optimizer=optimizer, criterion=loss)
+    return dict(num_epochs=epochs, train_data_loader=loader(), val_data_loader=loader(), teacher=teacher,
+                student=plain(), optimizer=optimizer, criterion=loss)
 
 def torchdistill_box(
     p:Parts, # gives teacher, student, loader and setting

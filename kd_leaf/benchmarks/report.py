@@ -148,13 +148,15 @@ def budget_table(
         scored = {s: g[s] for s in ('accuracy', 'f1')}
         used = dict(epochs=int(g.epochs.iloc[0]), minutes_used=g.seconds.median()/60)
         out.append(dict(minutes=minutes, system=name, seeds=len(g)) | used | {k: v.mean() for k,v in scored.items()})
-        row = {'': _label(g), 'budget': f'{minutes:g} min', 'epochs': used['epochs'], 'took': f"{used['minutes_used']:.1f} min"}
+        took = f"{used['minutes_used']:.1f} min"
+        row = {'': _label(g), 'budget': f'{minutes:g} min', 'epochs': used['epochs'], 'took': took}
         row |= {k.replace('f1', 'F1'): mean_sd(v) for k,v in scored.items()}
         text.append(row | {f"ours ahead, {s.replace('f1', 'F1')}": ahead[s].get((minutes, name), '') for s in ahead})
     title = 'Scores on test after the same minutes'
     one = lambda k: ', '.join(map(str, rows[k].unique()))
-    caption = (f"{one('dataset')} at {one('size')} px, {one('fraction')} of the labels; {one('teacher')} teaches {one('student')}. "
-               f"Mean ± sd over {rows.seed.nunique()} seeds; 95 % CI, * p < .05 after Holm's correction over the column. "
+    caption = (f"{one('dataset')} at {one('size')} px, {one('fraction')} of the labels; "
+               f"{one('teacher')} teaches {one('student')}. Mean ± sd over {rows.seed.nunique()} seeds; "
+               f"95 % CI, * p < .05 after Holm's correction over the column. "
                f"Made on {one('device')} with {one('threads')} threads, torch {one('torch')}, commit {one('commit')}.")
     return Table('budget', title, caption, pd.DataFrame(out), pd.DataFrame(text))
 

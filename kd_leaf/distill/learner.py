@@ -76,7 +76,7 @@ def make_learner(
     for o in L(metrics):
         if isinstance(o, str): raise TypeError(f'metrics={o!r}: give functions, such as fastai.metrics.accuracy')
     loss_func = loss_func or CrossEntropyLossFlat(weight=class_weights)
-    adam = FusedAdam if dls.device.type=='cuda' else Adam # the same steps
+    adam = FusedAdam if str(dls.device).startswith('cuda') else Adam # the same steps
     learn = Learner(dls, model, loss_func, adam, splitter=split_head, wd=wd, metrics=metrics)
     learn.precision = precision
     learn.add_cbs([*own, ReplayViews(), FloatLosses(), *L(cbs)])

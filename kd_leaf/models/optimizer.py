@@ -16,7 +16,7 @@ from torch.optim.adamw import adamw
 
 # %% ../../nbs/models/03_optimizer.ipynb #8b9a1bdc
 class FusedAdam(Optimizer):
-    "fastai's `Adam` (arXiv:1711.05101) with one kernel for all parameters of a group, on the devices where torch has one"
+    "fastai's `Adam` (arXiv:1711.05101) with one kernel for all parameters of a group, where torch has one"
     def __init__(self,
         params, # tensors, or a list of lists: one a group
         lr, # learning rate, or a slice of them over the groups
@@ -27,6 +27,7 @@ class FusedAdam(Optimizer):
     ): super().__init__(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
     def zero_grad(self):
+        "Drop the gradients"
         for p,*_ in self.all_params(with_grad=True): p.grad = None
 
     def step(self,
