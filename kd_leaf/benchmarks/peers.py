@@ -81,6 +81,7 @@ def _torchdistill_config(b, frozen, epochs):
     return dict(num_epochs=epochs, train_data_loader=loader(), val_data_loader=loader(), teacher=teacher,
                 student=plain(), optimizer=optimizer, criterion=loss)
 
+# %% ../../nbs/benchmarks/03_peers.ipynb #f36a12d3
 def torchdistill_box(
     p:Parts, # gives teacher, student, loader and setting
     frozen:bool, # the YAML says that the teacher needs no gradient, and its user puts it into eval mode
