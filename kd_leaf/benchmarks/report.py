@@ -157,7 +157,7 @@ def budget_table(
     caption = (f"{one('dataset')} at {one('size')} px, {one('fraction')} of the labels; "
                f"{one('teacher')} teaches {one('student')}. Mean ± sd over {rows.seed.nunique()} seeds; "
                f"95 % CI, * p < .05 after Holm's correction over the column. "
-               f"Made on {one('device')} with {one('threads')} threads, torch {one('torch')}, commit {one('commit')}.")
+               f"Made on {one('device')}, torch {one('torch')}, commit {one('commit')}.")
     return Table('budget', title, caption, pd.DataFrame(out), pd.DataFrame(text))
 
 # %% ../../nbs/benchmarks/01_report.ipynb #df04ef6a
