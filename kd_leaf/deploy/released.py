@@ -67,7 +67,7 @@ def list_released(
         note,weights = read_json(file),file.with_suffix('.safetensors')
         noted = {k: note[k] for k in ('model', 'teacher', 'size', 'params')}
         measured = dict(kB=round(weights.stat().st_size/1000), accuracy=note['accuracy'], f1=note['f1'])
-        rows.append(dict(study=note['study'], name=file.stem) | noted | measured)
+        rows.append(dict(study=file.parents[1].name, name=file.stem) | noted | measured)
     return pd.DataFrame(rows)
 
 def load_released(
