@@ -5,13 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from kd_leaf.core import device_name, seed_everything
 from kd_leaf.data.loaders import SamplePlan, StoreDataset, store_dls
+from kd_leaf.data.resampling import LogitAdjustedLoss, log_shares, smote
 from kd_leaf.data.store import image_store
 from kd_leaf.data.views import Views, view_dls
 from kd_leaf.distill.cache import cache_teacher
-from kd_leaf.distill.callbacks import KDCallback
+from kd_leaf.distill.callbacks import HideLabels, KDCallback, StopOnNaN
 from kd_leaf.distill.features import FeatureKDCallback
 from kd_leaf.distill.learner import distill, make_learner, predict_logits
 from kd_leaf.ensemble.model import Ensemble
@@ -86,6 +88,36 @@ def test_cached_and_live_teachers_give_the_same_student(store, teacher, tmp_path
         learn = distill(views(store), by, 'cnn4', 3, weights='none', precision='fp32', seed=0)
         out.append(np.array([float(o) for o in learn.recorder.losses]))
     assert np.abs(out[0]-out[1]).max() < .02
+
+
+class NoWait(Callback):
+    "Whatever waits for the GPU between the second step of an epoch and its last is an error"
+    run_valid, order = False, 100
+
+    def before_batch(self):
+        if CUDA and self.iter == 1: torch.cuda.set_sync_debug_mode('error')
+
+    def after_batch(self):
+        if CUDA and self.iter == self.n_iter-1: torch.cuda.set_sync_debug_mode('default')
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+@pytest.mark.parametrize('cached', [True, False])
+def test_no_step_waits_for_the_gpu(store, teacher, tmp_path, cached, precision):
+    "Views of real and of SMOTE images, labels hidden, logits adjusted, a teacher from its cache or beside"
+    train = store.where('train')
+    known, others = smote(store, train[::4]), SamplePlan.of(np.setdiff1d(train, train[::4]))
+    plan = SamplePlan(*(np.concatenate([getattr(o, k) for o in (known, others)]) for k in ('i', 'j', 'lam')))
+    dls = view_dls(store, Views(2), plan, bs=32, epoch_size=256, device=DEVICE)
+    by = cache_teacher(teacher, dls, tmp_path/'cache') if cached else teacher
+    loss = LogitAdjustedLoss(log_shares(store, train[::4]), 1.).to(DEVICE)
+    cbs = [KDCallback(by), HideLabels(known.keys(store)), StopOnNaN(), NoWait()]
+    learn = make_learner(dls, 'cnn4', weights='none', precision=precision, loss_func=loss, cbs=cbs)
+    try:
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 1e-3)
+    finally:
+        if CUDA: torch.cuda.set_sync_debug_mode('default')
+    assert len(learn.recorder.losses) == 16 and {type(o) for o in learn.recorder.losses} == {float}
 
 
 @pytest.mark.skipif(not CUDA, reason="fastai's mixed precision is for CUDA")

@@ -25,6 +25,7 @@ with warnings.catch_warnings(): # fastai 2.8 uses what torch and pandas now warn
 from fastcore.basics import patch,store_attr
 from ..checks import check_kind,check_number
 from ..core import default_device
+from ..devices import send
 from .augment import TrainOnly,leaf_transforms
 from .files import decode_image
 from .store import release_pages
@@ -95,11 +96,10 @@ def pixels(self:StoreDataset,
     k # (bs,) positions in the store
 ) -> torch.Tensor: # (bs, size, size, 3) uint8, on the device that the images lie on
     "Images of the store as they are"
-    if self.resident is None:
-        x,large = torch.from_numpy(self.store.images[k]),self.store.images.nbytes>2**28
-        if large: release_pages(self.store.images) # or an epoch would fill the memory with the whole store
-        return x
-    return self.resident[torch.from_numpy(k).long().to(self.resident.device)]
+    if self.resident is not None: return self.resident[send(k.astype(np.int64), self.resident.device)]
+    x,large = torch.from_numpy(self.store.images[k]),self.store.images.nbytes>2**28
+    if large: release_pages(self.store.images) # or an epoch would fill the memory with the whole store
+    return x
 
 @patch
 def batch(self:StoreDataset,
@@ -109,11 +109,11 @@ def batch(self:StoreDataset,
     ks,p = np.asarray(ks),self.plan
     x,lam = self.pixels(p.i[ks]),p.lam[ks]
     if (mixed := np.flatnonzero(lam)).size:
-        a,b = x[mixed].float(),self.pixels(p.j[ks[mixed]])
-        share = torch.from_numpy(lam[mixed]).to(x.device)[:, None, None, None]
-        x[mixed] = (a+share*(b-a)).round().to(torch.uint8)
+        at,share = send(mixed, x.device),send(lam[mixed], x.device)[:, None, None, None]
+        a,b = x[at].float(),self.pixels(p.j[ks[mixed]])
+        x[at] = (a+share*(b-a)).round().to(torch.uint8)
     x = TensorImage(x.permute(0, 3, 1, 2))
-    return (x,) if self.labels is None else (x, TensorCategory(torch.from_numpy(self.labels[ks])))
+    return (x,) if self.labels is None else (x, TensorCategory(send(self.labels[ks], x.device)))
 
 # %% ../../nbs/data/06_loaders.ipynb #9be9663e
 @patch

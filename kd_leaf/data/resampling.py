@@ -87,7 +87,8 @@ class LogitAdjustedLoss(CrossEntropyLossFlat):
         targets # (bs,) class numbers
     ): # scalar
         "The loss of a batch"
-        return super().__call__(logits+self.added.to(logits.device), targets)
+        self.added = self.added.to(logits.device) # once
+        return super().__call__(logits+self.added, targets)
 
 # %% ../../nbs/data/08_resampling.ipynb #e7933716
 class _Neighbours(NearestNeighbors):

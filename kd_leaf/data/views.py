@@ -8,10 +8,11 @@ Docs: https://kd-leaf.github.io/kd_leaf/data/views.html.md"""
 __all__ = ['mix64', 'Views', 'show_views', 'ViewLoader', 'view_dls']
 
 # %% ../../nbs/data/07_views.ipynb #729a6b78
-import hashlib
+import functools,hashlib
 from dataclasses import asdict,dataclass
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from ..checks import check_kind,check_number
+from ..devices import send
 from .loaders import SamplePlan,StoreDataLoaders,StoreLoader,store_dls
 from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage
@@ -89,9 +90,10 @@ def draw(self:Views,
     return tuple(o.astype(np.float32) for o in (affine, gain, offset))
 
 # %% ../../nbs/data/07_views.ipynb #d871759c
+@functools.cache
 def _pixel_centres(n, device):
     "Coordinates of `n` pixels in [-1, 1]"
-    return torch.from_numpy(((np.arange(n)+.5)*2/n-1).astype(np.float32)).to(device)
+    return send(((np.arange(n)+.5)*2/n-1).astype(np.float32), device)
 
 @patch
 def __call__(self:Views,
@@ -100,7 +102,7 @@ def __call__(self:Views,
     view # number of the view, or (bs,) numbers
 ) -> TensorImage: # (bs, 3, H, W) float32 in [0, 1], on the same device
     "The views of a batch of images"
-    affine,gain,offset = (torch.from_numpy(o).to(x.device)[..., None, None] for o in self.draw(keys, view))
+    affine,gain,offset = (send(o, x.device)[..., None, None] for o in self.draw(keys, view))
     ys,xs = (_pixel_centres(s, x.device) for s in x.shape[2:])
     rows = [affine[:, r, 0]*xs+affine[:, r, 1]*ys[:, None]+affine[:, r, 2] for r in (0, 1)]
     pixels = torch.Tensor.contiguous(x.as_subclass(torch.Tensor)).float()

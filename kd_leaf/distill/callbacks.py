@@ -12,10 +12,12 @@ import numpy as np, torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import Learner # brings fit_one_cycle
-from fastai.torch_core import maybe_gather,num_distrib
+from fastai.learner import AvgSmoothLoss
+from fastai.torch_core import maybe_gather,num_distrib,to_detach
 from fastcore.basics import patch
 from torch import nn
 from ..checks import check_name,check_training
+from ..devices import send
 from ..data.views import ViewLoader
 from .cache import TeacherLogits
 from .several import MeanLogits
@@ -139,7 +141,7 @@ def teacher_logits(self:KDCallback,
 ) -> torch.Tensor: # (bs, n_classes), float32, no gradient
     "Teacher logits of a batch: from the cache, or in eval mode, under inference_mode; its seconds are counted"
     with self.clock.on(xb.device):
-        if self.cached: return self.teacher(*self.dls.train.last_batch).to(xb.device)
+        if self.cached: return send(self.teacher(*self.dls.train.last_batch).numpy(), xb.device)
         with torch.inference_mode(), self.autocast(xb.device): out = self.teacher.eval()(xb)
         return out.float().clone()
 
@@ -172,20 +174,48 @@ def __getstate__(self:KDCallback):
 
 # %% ../../nbs/distill/04_callbacks.ipynb #ea8d8fe3
 class StopOnNaN(Callback):
-    "Raise `FloatingPointError` as soon as the training loss is not a finite number"
-    run_valid,order = False,60 # after distillation
+    "Raise `FloatingPointError` when the training loss is not a finite number: at once on a CPU, on a GPU soon"
+    run_valid,order,every = False,60,50 # after distillation; steps on a GPU
+    def before_train(self): self.sum = torch.zeros((), device=self.dls.device)
+
     def after_loss(self):
-        if torch.isfinite(self.learn.loss_grad): return
-        raise FloatingPointError(f'the loss is {self.learn.loss_grad.item()} at epoch {self.epoch}, step {self.iter}: '
+        self.sum = self.sum+self.learn.loss_grad.detach()
+        if self.sum.is_cpu or self.iter%self.every==self.every-1: self.look()
+
+    def after_train(self): self.look()
+
+    def look(self):
+        "The check itself, for which a GPU is waited for"
+        if torch.isfinite(self.sum): return
+        raise FloatingPointError(f'the loss is {self.sum.item()} at epoch {self.epoch}, step {self.iter}: '
                                  'lower lr or use precision="fp32"')
 
 # %% ../../nbs/distill/04_callbacks.ipynb #f1c0cd25
+class _MeanLoss(AvgSmoothLoss):
+    "fastai's running mean of the loss, computed where the loss is"
+    def accumulate(self, learn):
+        loss = to_detach(learn.loss.mean(), cpu=False)
+        if not self.count: self.val = torch.zeros_like(loss)
+        self.count += 1
+        self.val = torch.lerp(loss, self.val, self.beta)
+
 class FloatLosses(Callback):
-    "Keep the losses on record as numbers: small tensors among large ones hold freed memory back, on a CPU"
+    "Keep the losses on record as numbers, without waiting for a GPU at each step"
     run_valid,order = False,51 # after the Recorder, whose order is 50
+    def before_fit(self):
+        if type(self.recorder.smooth_loss) is AvgSmoothLoss:
+            self.recorder.smooth_loss = _MeanLoss(self.recorder.smooth_loss.beta)
+
     def after_batch(self):
         losses = self.recorder.losses
-        if losses and getattr(losses[-1], 'is_cpu', False): losses[-1] = float(losses[-1]) # a GPU would be waited for
+        if losses and getattr(losses[-1], 'is_cpu', False): losses[-1] = float(losses[-1])
+
+    def after_train(self):
+        losses = self.recorder.losses
+        late = [k for k,o in enumerate(losses) if isinstance(o, torch.Tensor)]
+        if late: losses[late[0]:] = torch.stack(losses[late[0]:]).tolist()
+
+    def after_fit(self): self.after_train() # of an epoch that was broken off
 
 # %% ../../nbs/distill/04_callbacks.ipynb #d8c111d3
 class HideLabels(Callback):
@@ -203,12 +233,11 @@ class HideLabels(Callback):
 
     def before_batch(self):
         known = np.isin(self.dls.train.last_batch[0], self.labelled)
-        self.known = torch.from_numpy(known).to(self.yb[0].device)
-        y = self.yb[0].as_subclass(torch.Tensor)
-        self.learn.yb = (torch.where(self.known, y, -100),) # which the cross-entropy leaves out
+        self.share,y = float(known.mean()),self.yb[0].as_subclass(torch.Tensor)
+        self.learn.yb = (torch.where(send(known, y.device), y, -100),) # which the cross-entropy leaves out
 
     def after_loss(self):
         "The mean over labelled images becomes their sum over all, so that a label counts the same in every batch"
-        share = self.known.float().mean()
-        if share: self.learn.loss_grad,self.learn.loss = share*self.learn.loss_grad,share*self.learn.loss
+        s = self.share
+        if s: self.learn.loss_grad,self.learn.loss = s*self.learn.loss_grad,s*self.learn.loss
         else: self.learn.loss_grad,self.learn.loss = 0*self.pred.sum(),self.pred.new_zeros(()) # a mean of none
