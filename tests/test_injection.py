@@ -5,13 +5,15 @@ import pandas as pd, pypandoc, pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from PIL import Image
 from kd_leaf.data.cards import load_card
-from kd_leaf.data.files import write_card
+from kd_leaf.data.files import _toml, write_card
 from kd_leaf.deploy.export import export_onnx
 from kd_leaf.deploy.hub import model_card
 from kd_leaf.deploy.page import make_page, web_runtime
 from kd_leaf.deploy.runtime import OnnxClassifier
 from kd_leaf.models.zoo import create_model
-from kd_leaf.report.format import md_table
+from kd_leaf.report.format import escape, md_table
+from kd_leaf.study.config import load_study
+from kd_leaf.study.spec import study_file
 
 NASTY = ['<b>', '</td>', '<script>alert(1)</script>', '</script>', '![x](y)', '[x](javascript:y)', '`x`', '**x**', '_x_', '~~x~~', '$x^2$', '$$', '\\input{x}', '\\', '|',
          '#', '# x', '&lt;', '&', '{{x}}', '{% x %}', '%', "'", '"', '---', '@x', '[^1]', '[x]: y', '\n\n', '\t', ':x:', '=1+1', '::: x', '<!--', '\x00', '\u202e', '葉']
@@ -96,3 +98,14 @@ def test_a_card_holds_what_was_written(tmp_path, title, terms, about):
     write_card(tmp_path/'mine', title, terms=terms, about=about, dest=tmp_path/'cards')
     with contextlib.chdir(tmp_path): card = load_card('mine')
     assert (card.title, card.terms, card.about) == (title, terms, about)
+
+
+@given(title=st.one_of(letters, st.lists(st.sampled_from(NASTY), min_size=1, max_size=4).map(''.join)))
+@some
+def test_the_title_of_a_study_is_a_title(tmp_path, title):
+    "Read from TOML as it was written; above the tables of a run, nothing but text in one heading"
+    text = study_file('leaf').read_text(encoding='utf-8').replace('name = "leaf"', 'name = "mine"')
+    (tmp_path/'mine.toml').write_text(re.sub('^title = .*$', lambda _: f'title = {_toml(title)}', text, flags=re.M), encoding='utf-8')
+    assert load_study(tmp_path/'mine.toml').title == title
+    blocks = json.loads(pypandoc.convert_text(f'# {escape(title)} x', 'json', 'gfm-autolink_bare_uris'))['blocks']
+    assert [b['t'] for b in blocks] == ['Header'] and kinds(blocks[0]['c'][2]) <= PLAIN, blocks

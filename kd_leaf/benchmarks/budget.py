@@ -19,7 +19,7 @@ from fastai.callback.schedule import Learner # brings fit_one_cycle
 from fastai.losses import CrossEntropyLossFlat
 from .contenders import Bench,Parts,TrainOnly
 from .peers import fasterai_callback,timm_task,torchdistill_box
-from .race import package_version
+from .race import ends_with_workers,package_version
 from .report import budget_preds,budget_table,load_bench
 from ..checks import check_kind,check_name
 from ..core import file_sha256,progress,results_dir,seed_everything,write_csv,write_npz
@@ -207,7 +207,7 @@ def run_budget(
     todo = [o for o in product(minutes, seeds, names) if (o[2], o[0], o[1]) not in done]
     for m,seed,name in progress(todo, 'turns'):
         b = replace(bench, minutes=m, seed=seed)
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool, ends_with_workers():
             epochs,seconds,logits,targets = pool.submit(_turn, name, b, planned.get((name, m))).result()
         planned[name, m] = epochs
         rows.append(_row(name, b, epochs, seconds, logits, targets))

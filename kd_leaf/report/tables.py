@@ -11,14 +11,14 @@ __all__ = ['scores_shown', 'value', 'gains', 'gain', 'best_student', 'best_trio'
 # %% ../../nbs/report/01_tables.ipynb #868e5849
 from dataclasses import fields
 import numpy as np, pandas as pd
-from ..evaluate.metrics import agreement,calibration_error,fit_temperature,holm,paired_bootstrap
+from ..evaluate.metrics import agreement,calibration_error,class_report,fit_temperature,holm,paired_bootstrap
 from .format import Table,describe,display_name,listed,made_from,mean_sd,run_name
 from ..study.run import Run,kd_only
 from ..study.config import multi_teacher
 from ..study.records import pick,saved_logits
 
 # %% ../../nbs/report/01_tables.ipynb #62e1fc60
-scores_shown = ['accuracy', 'precision', 'recall', 'f1']
+scores_shown = ['accuracy', 'precision', 'recall', 'f1'] # what the source prints
 
 # %% ../../nbs/report/01_tables.ipynb #0a6920d6
 def value(
@@ -74,6 +74,13 @@ def best_trio(
     alone = pick(runs, role='student', teacher='', model=best.model.iloc[0], balance=best.balance.iloc[0])
     return pd.concat([runs[runs.key.isin(best.teacher_key)], alone[alone.seed.isin(best.seed)], best])
 
+# %% ../../nbs/report/01_tables.ipynb #b22a28a0
+def _with_weighted(rows):
+    "Rows with the F1 on test that weighs each class by its images, computed from the predictions"
+    logits,targets = saved_logits(rows, 'test')
+    reports = [class_report(o, targets, range(o.shape[1])) for o in logits]
+    return rows.assign(f1_weighted=[np.average(r.f1, weights=r.support) for r in reports])
+
 # %% ../../nbs/report/01_tables.ipynb #51ddbf3f
 def _for_display(df): return df.rename(columns=lambda c: display_name(c, c.capitalize())).map(display_name)
 
@@ -117,8 +124,8 @@ def kd_table(
     of_teacher = runs.teacher.isin(['', teacher]) & (runs.role=='student')
     rows = runs[of_teacher & (runs.balance==balance)].sort_values(['model', 'teacher', 'seed'])
     if rows.empty: raise LookupError(f'no students with balance={balance!r}')
-    rows = rows.assign(student=rows.model, KD=np.where(rows.teacher=='', 'no', 'yes'))
-    data,text = _aggregate(rows, ['student', 'KD'], scores_shown)
+    rows = _with_weighted(rows.assign(student=rows.model, KD=np.where(rows.teacher=='', 'no', 'yes')))
+    data,text = _aggregate(rows, ['student', 'KD'], [*scores_shown, 'f1_weighted'])
     for student in _better(rows): text.loc[(text.student==student) & (text.KD=='yes'), 'f1'] += '*'
     title = f'Students of {display_name(teacher)}, {display_name(balance)}'
     text = _for_display(text).rename(columns=dict(Kd='KD'))
@@ -129,8 +136,9 @@ def teacher_table(
     runs:pd.DataFrame # from `load_runs`
 ) -> Table: # rows teacher × balance
     "The teachers themselves"
-    rows = pick(runs, role='teacher').sort_values(['model', 'balance', 'seed'])
-    data,text = _aggregate(rows.assign(teacher=rows.model), ['teacher', 'balance'], [*scores_shown, 'valid_f1'])
+    rows = _with_weighted(pick(runs, role='teacher').sort_values(['model', 'balance', 'seed']))
+    shown = [*scores_shown, 'f1_weighted', 'valid_f1']
+    data,text = _aggregate(rows.assign(teacher=rows.model), ['teacher', 'balance'], shown)
     text = _for_display(text).rename(columns=dict(Valid_f1='F1, valid'))
     return Table('teachers', 'Teachers', describe(rows), data, text, made_from(rows))
 
