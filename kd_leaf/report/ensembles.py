@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd
 from ..core import results_dir
 from ..study.config import multi_teacher
-from ..ensemble.rules import ensembles,fit_ensemble,oracle
-from scipy.special import softmax
+from ..ensemble.rules import ensembles,fit_ensemble,fit_tau,oracle
+from scipy.special import log_softmax,softmax
 from ..evaluate.metrics import calibration_error,holm,paired_bootstrap,scores
 from .format import Table,describe,display_name,made_from,mean_sd,run_name,with_ci
 from .tables import best_student
@@ -83,14 +83,14 @@ def _combined(groups, kind):
 
 # %% ../../nbs/report/03_ensembles.ipynb #5798e4f0
 def logit_adjusted(
-    rows:pd.DataFrame # of `load_runs`: one network, a row a seed
+    rows:pd.DataFrame, # of `load_runs`: one network, a row a seed
+    score:str='f1' # what the strength is fitted for, as in `fit_tau`
 ) -> tuple: # (seeds, n, n_classes) log-probabilities on test, and (seeds,) the strengths τ
     "A network's answers on test after logit adjustment (arXiv:2007.07314), its strength fitted on valid for each seed"
     (valid,right),(test,_) = (saved_logits(rows.sort_values('seed'), o) for o in ('valid', 'test'))
-    rules = [fit_ensemble('logit_adjustment', o[None], right) for o in valid]
-    log_shares = np.log(np.bincount(right)/len(right))
-    taus = np.array([-rule.bias[0]/log_shares[0] for rule in rules])
-    return np.stack([rule(o[None]) for rule,o in zip(rules, test)]), taus
+    shares = np.bincount(right)/len(right)
+    taus = np.array([fit_tau(log_softmax(o, axis=-1), right, shares, score=score) for o in valid])
+    return log_softmax(test-taus[:, None, None]*np.log(shares), axis=-1), taus
 
 # %% ../../nbs/report/03_ensembles.ipynb #801dadcc
 def _single_rows(runs, groups, balance, ms):
