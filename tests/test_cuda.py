@@ -110,14 +110,27 @@ def test_no_step_waits_for_the_gpu(store, teacher, tmp_path, cached, precision):
     plan = SamplePlan(*(np.concatenate([getattr(o, k) for o in (known, others)]) for k in ('i', 'j', 'lam')))
     dls = view_dls(store, Views(2), plan, bs=32, epoch_size=256, device=DEVICE)
     by = cache_teacher(teacher, dls, tmp_path/'cache') if cached else teacher
-    loss = LogitAdjustedLoss(log_shares(store, train[::4]), 1.).to(DEVICE)
+    loss = LogitAdjustedLoss(log_shares(store, train[::4]), 1.)
+    loss.to(DEVICE)
     cbs = [KDCallback(by), HideLabels(known.keys(store)), StopOnNaN(), NoWait()]
     learn = make_learner(dls, 'cnn4', weights='none', precision=precision, loss_func=loss, cbs=cbs)
     try:
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 1e-3)
     finally:
         if CUDA: torch.cuda.set_sync_debug_mode('default')
+    assert learn.loss_func is loss and loss.added.device.type == DEVICE
     assert len(learn.recorder.losses) == 16 and {type(o) for o in learn.recorder.losses} == {float}
+
+
+@pytest.mark.parametrize('every', [2, 10**6])
+def test_a_loss_that_is_not_a_number_is_found(store, every):
+    "Within an epoch, or at its end; what was kept of the losses can be plotted"
+    class Soon(StopOnNaN): pass
+    Soon.every = every
+    learn = make_learner(views(store), 'cnn4', weights='none', precision='fp32', cbs=Soon())
+    with torch.no_grad(): learn.model[-1].bias.fill_(float('nan'))
+    with learn.no_bar(), learn.no_logging(), pytest.raises(FloatingPointError, match='the loss is nan at epoch 0'): learn.fit(1)
+    learn.recorder.plot_loss()
 
 
 @pytest.mark.skipif(not CUDA, reason="fastai's mixed precision is for CUDA")

@@ -1,6 +1,7 @@
 "Names that a user chooses, in whatever letters, are shown as they are: in Markdown and what is made of it, in HTML, on a model card, in TOML"
 import contextlib, json, re
 from html.parser import HTMLParser
+from pathlib import Path
 import pandas as pd, pypandoc, pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from PIL import Image
@@ -15,6 +16,7 @@ from kd_leaf.report.format import escape, md_table
 from kd_leaf.study.config import load_study
 from kd_leaf.study.spec import study_file
 
+RUN_ALL = (Path(__file__).parents[1]/'nbs/run_all.ipynb').read_text(encoding='utf-8')
 NASTY = ['<b>', '</td>', '<script>alert(1)</script>', '</script>', '![x](y)', '[x](javascript:y)', '`x`', '**x**', '_x_', '~~x~~', '$x^2$', '$$', '\\input{x}', '\\', '|',
          '#', '# x', '&lt;', '&', '{{x}}', '{% x %}', '%', "'", '"', '---', '@x', '[^1]', '[x]: y', '\n\n', '\t', ':x:', '=1+1', '::: x', '<!--', '\x00', '\u202e', '葉']
 letters = st.text(st.characters(exclude_categories=['Cs']), min_size=1, max_size=12)
@@ -107,5 +109,6 @@ def test_the_title_of_a_study_is_a_title(tmp_path, title):
     text = study_file('leaf').read_text(encoding='utf-8').replace('name = "leaf"', 'name = "mine"')
     (tmp_path/'mine.toml').write_text(re.sub('^title = .*$', lambda _: f'title = {_toml(title)}', text, flags=re.M), encoding='utf-8')
     assert load_study(tmp_path/'mine.toml').title == title
+    assert '# {escape(plans[name].title)}' in RUN_ALL
     blocks = json.loads(pypandoc.convert_text(f'# {escape(title)} x', 'json', 'gfm-autolink_bare_uris'))['blocks']
     assert [b['t'] for b in blocks] == ['Header'] and kinds(blocks[0]['c'][2]) <= PLAIN, blocks

@@ -175,8 +175,8 @@ def __getstate__(self:KDCallback):
 # %% ../../nbs/distill/04_callbacks.ipynb #ea8d8fe3
 class StopOnNaN(Callback):
     "Raise `FloatingPointError` when the training loss is not a finite number: at once on a CPU, on a GPU soon"
-    run_valid,order,every = False,60,50 # after distillation; steps on a GPU
-    def before_train(self): self.sum = torch.zeros((), device=self.dls.device)
+    run_valid,order,every = False,60,50 # after distillation; steps between looks at a GPU
+    def before_fit(self): self.sum = torch.zeros((), device=self.dls.device)
 
     def after_loss(self):
         self.sum = self.sum+self.learn.loss_grad.detach()
@@ -184,10 +184,14 @@ class StopOnNaN(Callback):
 
     def after_train(self): self.look()
 
+    def after_fit(self): # which may have been cancelled within an epoch
+        if not hasattr(self.learn, 'lr_finder'): self.look()
+
     def look(self):
         "The check itself, for which a GPU is waited for"
         if torch.isfinite(self.sum): return
-        raise FloatingPointError(f'the loss is {self.sum.item()} at epoch {self.epoch}, step {self.iter}: '
+        when = '' if self.sum.is_cpu else 'at or before '
+        raise FloatingPointError(f'the loss is {self.sum.item()} at epoch {self.epoch}, {when}step {self.iter}: '
                                  'lower lr or use precision="fp32"')
 
 # %% ../../nbs/distill/04_callbacks.ipynb #f1c0cd25
@@ -203,17 +207,19 @@ class FloatLosses(Callback):
     "Keep the losses on record as numbers, without waiting for a GPU at each step"
     run_valid,order = False,51 # after the Recorder, whose order is 50
     def before_fit(self):
-        if type(self.recorder.smooth_loss) is AvgSmoothLoss:
+        if type(self.recorder.smooth_loss) is AvgSmoothLoss: # ours stays
             self.recorder.smooth_loss = _MeanLoss(self.recorder.smooth_loss.beta)
 
     def after_batch(self):
         losses = self.recorder.losses
-        if losses and getattr(losses[-1], 'is_cpu', False): losses[-1] = float(losses[-1])
+        if not losses or not isinstance(o := losses[-1], torch.Tensor): return
+        losses[-1] = float(o) if o.is_cpu else o.to('cpu', non_blocking=True)
 
     def after_train(self):
-        losses = self.recorder.losses
+        losses = getattr(self.recorder, 'losses', [])
         late = [k for k,o in enumerate(losses) if isinstance(o, torch.Tensor)]
-        if late: losses[late[0]:] = torch.stack(losses[late[0]:]).tolist()
+        if late: self.recorder.smooth_loss.value.item() # the last of them has arrived
+        for k in late: losses[k] = float(losses[k])
 
     def after_fit(self): self.after_train() # of an epoch that was broken off
 

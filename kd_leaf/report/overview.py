@@ -34,7 +34,8 @@ def _report_of(row, main, selectors):
     if row['role']=='ensemble':
         return 'accuracy of selector',row['accuracy'],pick(selectors, **where).accuracy.to_numpy()
     slot = 'model' if row['role']=='teacher' else 'teacher'
-    names,note = main[main.role=='teacher'].model.unique(),''
+    of_students = main[(main.role=='teacher') & main.key.isin(main.teacher_key)] # and none of variants only
+    names,note = of_students.model.unique(),''
     if row[slot] not in names: where[slot],note = names[0],f' (here {display_name(names[0])})'
     if row['role']=='teacher': where['teacher'] = ''
     name = display_name(row['model'])+(f" ← {display_name(row['teacher'])}" if 'teacher' in row else '')

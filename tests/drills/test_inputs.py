@@ -7,7 +7,6 @@ from kd_leaf.all import *
 from kd_leaf.checks import check_parameters
 from kd_leaf.core import write_json
 from kd_leaf.data.archives import fetch_file, put_shared, unpack
-from kd_leaf.data.files import decode_image
 from kd_leaf.data.synthetic import draw_leaf
 from kd_leaf.deploy.runtime import OnnxClassifier
 from kd_leaf.models.weights import read_weights
@@ -88,7 +87,7 @@ FOLDERS = {
     'a split without images': (tree({'train/a': 9, 'train/b': 9, 'valid/a': 0, 'test/a': 3, 'test/b': 3}), 'fill or remove'),
     "Thumbs.db and .DS_Store": (beside(beside(two, 'rust/Thumbs.db', b'x'), 'scab/.DS_Store', b'x'), ''),
     'class names of $, _, * and |': (tree({'$5_$6': 9, '*a*|b': 9}), ''), 'class names with quotes and <': (tree({'"a"': 9, '<b>\'': 9}), ''),
-    'a folder named .png': (beside(two, 'rust/a.png/b.png'), ''),
+    'a folder named .png': (beside(two, 'rust/a.png/b.png'), ''), # and b.png is one of rust
     'a class name with a line break': (tree({'a\nb': 9, 'c': 9}), ''), 'class names in other scripts': (tree({'яблоня': 9, '葉': 9}), ''),
 }
 
@@ -197,7 +196,9 @@ def test_images(what, name, noted, tmp_path):
     write, said = IMAGES[what, name]
     two(tmp_path/'mine')
     write(tmp_path/'mine/rust'/name)
-    def read(): assert len(image_store(tmp_path/'mine', 16)) == 19
+    def read():
+        images = image_store(tmp_path/'mine', 16).images
+        assert images.shape == (19, 16, 16, 3) and images.dtype == np.uint8
     check(noted, 'image', what, read, said, tmp_path/'mine')
 
 
