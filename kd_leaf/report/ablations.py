@@ -135,7 +135,7 @@ def _variants_of(runs, spec, group):
         yield v,'no KD',alone
 
 def _value_label(name, value):
-    if isinstance(value, str): return display_name(value) or 'cached'
+    if isinstance(value, str): return display_name(value) or ('no teacher' if name=='teacher' else 'cached')
     if isinstance(value, bool): return name if value else f'no {name}'
     return f'{name} {value:g}'
 
@@ -154,7 +154,8 @@ def variant_figure(
     parts = [g.assign(variant=_variant_label(v), who=who) for v,who,g in _variants_of(runs, spec, group)]
     df = pd.concat(parts).map(display_name)
     if df.model.nunique()>1: df['variant'] = df.model+': '+df.variant
-    points = dict(hue='who', hue_order=['no KD', 'distilled'], size=6, jitter=False, dodge=True)
+    there = [o for o in ('no KD', 'distilled') if (df.who==o).any()]
+    points = dict(hue='who', hue_order=there, size=6, jitter=False, dodge=True)
     fig,ax,sns = new_axes(f'Students by {display_name(group)}', '', height=1.2+.3*df.variant.nunique())
     sns.stripplot(df, x='f1', y='variant', ax=ax, **points)
     ax.set(xlabel='F1 (test)', ylabel='')
@@ -206,6 +207,7 @@ def figure_of(
 ):
     "The figure that suits a list of variants; returns the matplotlib figure"
     changed = set.intersection(*map(set, variant_groups(spec['grid'])[group]))
+    if 'teacher' in changed: return variant_figure(runs, spec, group) # of no student under each, perhaps
     if 'fraction' in changed: return fraction_figure(runs, spec, group)
     if changed>={'temperature', 'alpha'}: return temperature_figure(runs, spec, group)
     if 'epochs' in changed: return budget_figure(runs)
