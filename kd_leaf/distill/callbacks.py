@@ -176,6 +176,7 @@ def __getstate__(self:KDCallback):
 class StopOnNaN(Callback):
     "Raise `FloatingPointError` when the training loss is not a finite number: at once on a CPU, on a GPU soon"
     run_valid,order,every = False,60,50 # after distillation; steps between looks at a GPU
+    sum = torch.zeros(()) # of the losses of a fit
     def before_fit(self): self.sum = torch.zeros((), device=self.dls.device)
 
     def after_loss(self):

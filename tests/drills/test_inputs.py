@@ -87,7 +87,7 @@ FOLDERS = {
     'a split without images': (tree({'train/a': 9, 'train/b': 9, 'valid/a': 0, 'test/a': 3, 'test/b': 3}), 'fill or remove'),
     "Thumbs.db and .DS_Store": (beside(beside(two, 'rust/Thumbs.db', b'x'), 'scab/.DS_Store', b'x'), ''),
     'class names of $, _, * and |': (tree({'$5_$6': 9, '*a*|b': 9}), ''), 'class names with quotes and <': (tree({'"a"': 9, '<b>\'': 9}), ''),
-    'a folder named .png': (beside(two, 'rust/a.png/b.png'), ''), # and b.png is one of rust
+    'a folder named .png': (beside(two, 'rust/a.png/b.png'), ''),
     'a class name with a line break': (tree({'a\nb': 9, 'c': 9}), ''), 'class names in other scripts': (tree({'яблоня': 9, '葉': 9}), ''),
 }
 
@@ -208,6 +208,11 @@ def test_folders(what, noted, tmp_path):
     (tmp_path/'mine').mkdir()
     make(tmp_path/'mine')
     check(noted, 'folder', what, lambda: image_store(tmp_path/'mine', 16), said, tmp_path)
+
+
+def test_an_image_in_a_folder_within_a_class_is_one_of_it(tmp_path):
+    FOLDERS['a folder named .png'][0](tmp_path/'mine')
+    assert image_store(tmp_path/'mine', 16).counts().loc['rust'].sum() == 10
 
 
 @pytest.mark.parametrize('what', VALUES)
