@@ -37,12 +37,13 @@ class Card:
     archive:dict = field(default_factory=dict) # file, sha256 of a zip of class folders
     fetch:dict = field(default_factory=dict)   # via, ref, note: how to get the publisher's files
     layout:dict = field(default_factory=dict)  # how the publisher's files become class folders
-    merge:dict = field(default_factory=dict)   # of: a card, whose images these are; classes: which are one here
+    merge:dict = field(default_factory=dict)   # of: a card, whose images these are; classes: which are one; drop: left out
 
     def __post_init__(self):
         _check_folder_name('name of a card', self.name)
         if 'file' in self.archive: _check_folder_name('archive of a card', self.archive['file'])
         for o in self.classes: _check_folder_name('class of a card', o)
+        for k in self.merge: check_name(k, ('of', 'classes', 'drop'), 'key of [merge]')
 
 # %% ../../nbs/data/02_cards.ipynb #c1a35792
 def list_cards() -> list[str]: # names, sorted

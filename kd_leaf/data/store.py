@@ -191,9 +191,11 @@ _version = 2 # of the files of a store
 _n_drawn = 720 # synthetic leaves
 
 def _merge_classes(df, card):
-    "Some classes of a card as one, if it says so"
+    "Some classes of a card as one, and some left out, if it says so; `ValueError` for a class that has no images"
     new = {old: k for k,olds in card.merge.get('classes', {}).items() for old in olds}
-    df['label'] = df.label.replace(new)
+    drop,known = card.merge.get('drop', []),sorted(set(df.label))
+    for o in (*new, *drop): check_name(o, known, f'class in [merge] of the card {card.name}')
+    return df[~df.label.isin(drop)].assign(label=lambda d: d.label.replace(new)).reset_index(drop=True)
 
 # %% ../../nbs/data/04_store.ipynb #d81666e5
 def _check_splits(df):
@@ -220,7 +222,7 @@ def image_store(
     if source=='synthetic-leaves': return _draw_store(int(size), int(seed))
     root = find_images(source)
     df = list_images(root, seed)
-    if is_card(source): _merge_classes(df, load_card(source))
+    if is_card(source): df = _merge_classes(df, load_card(source))
     _check_splits(df)
     name = source if is_card(source) else root.resolve().name
     sha256 = stable_hash(sorted(zip(df.split, df.label, df.id, df.sha256)), 64)

@@ -93,12 +93,13 @@ def logit_adjusted(
     return log_softmax(test-taus[:, None, None]*np.log(shares), axis=-1), taus
 
 # %% ../../nbs/report/03_ensembles.ipynb #801dadcc
-def _single_rows(runs, groups, balance, ms):
-    "The best student and the teachers"
+def _single_rows(runs, groups, ms):
+    "The best student and the teachers of the members"
     best = best_student(pd.concat(groups))
     first = best.iloc[0]
     rows = [Row(run_name(first), 'best student', _logits(best), first.params, ms.get(first.model, np.nan))]
-    for name,g in pick(runs, role='teacher', balance=balance).groupby('model'):
+    teachers = runs[(runs.role=='teacher') & runs.key.isin(pd.concat(groups).teacher_key)]
+    for name,g in teachers.groupby('model'):
         rows.append(Row(display_name(name), 'teacher', _logits(g, len(groups)), g.params.iloc[0], ms.get(name, np.nan)))
     return rows
 
@@ -150,7 +151,7 @@ def _rows(runs, balance, selectors):
     "All rows of the table, best student and teachers first"
     groups,ms = members(runs, balance),load_ms(runs)
     params,total_ms = groups[0].params.sum(),sum(ms.get(o, np.nan) for o in groups[0].model)
-    single,rules = _single_rows(runs, groups, balance, ms),_rule_rows(groups, params, total_ms)
+    single,rules = _single_rows(runs, groups, ms),_rule_rows(groups, params, total_ms)
     control = _control_rows(groups, single[0], [r.name for r in rules])
     chosen = _selector_rows(selectors, groups, balance, params, ms)
     taught = _from_ensemble_rows(runs, groups, balance, ms)

@@ -10,7 +10,7 @@ __all__ = ['source_table', 'overview_table', 'overview_figure', 'write_overview'
 # %% ../../nbs/report/08_overview.ipynb #e18870a2
 import numpy as np, pandas as pd
 from ..core import results_dir
-from ..study.config import main_runs,multi_teacher
+from ..study.config import main_runs,multi_teacher,teachers_of
 from ..study.records import load_runs,pick
 from ..study.spec import list_studies,study_spec
 from .build import save_figures
@@ -34,8 +34,7 @@ def _report_of(row, main, selectors):
     if row['role']=='ensemble':
         return 'accuracy of selector',row['accuracy'],pick(selectors, **where).accuracy.to_numpy()
     slot = 'model' if row['role']=='teacher' else 'teacher'
-    of_students = main[(main.role=='teacher') & main.key.isin(main.teacher_key)] # and none of variants only
-    names,note = of_students.model.unique(),''
+    names,note = teachers_of(main).model.unique(),'' # and none of variants only
     if row[slot] not in names: where[slot],note = names[0],f' (here {display_name(names[0])})'
     if row['role']=='teacher': where['teacher'] = ''
     name = display_name(row['model'])+(f" ← {display_name(row['teacher'])}" if 'teacher' in row else '')

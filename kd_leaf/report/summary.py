@@ -15,7 +15,7 @@ from .format import display_name,with_ci
 from ..evaluate.metrics import paired_bootstrap,scores
 from .ensembles import logit_adjusted
 from .tables import gains
-from ..study.config import main_runs,multi_teacher
+from ..study.config import main_runs,multi_teacher,teachers_of
 from ..study.records import load_runs,pick,saved_logits
 from ..study.spec import study_spec
 
@@ -23,7 +23,7 @@ from ..study.spec import study_spec
 def _percent(values): return f'{100*np.mean(values):.0f} %'
 
 def _who_is_how_good(runs):
-    teachers,alone = runs[runs.role=='teacher'],runs[(runs.role=='student') & (runs.teacher=='')]
+    teachers,alone = teachers_of(runs),runs[(runs.role=='student') & (runs.teacher=='')]
     each = ', '.join(f'{display_name(k)} {_percent(v)}' for k,v in teachers.groupby('model').accuracy)
     few = f'students that learn from {alone.n_train.max()} labelled images without a teacher'
     return (f'The teachers recognise {_percent(teachers.accuracy)} of the test images ({each}); '

@@ -140,6 +140,7 @@ def teacher_table(
     shown = [*scores_shown, 'f1_weighted', 'valid_f1']
     data,text = _aggregate(rows.assign(teacher=rows.model), ['teacher', 'balance'], shown)
     text = _for_display(text).rename(columns=dict(Valid_f1='F1, valid'))
+    if rows.teacher.any(): text['Teacher'] = [run_name(pick(rows, model=o).iloc[0]) for o in data.teacher]
     return Table('teachers', 'Teachers', describe(rows), data, text, made_from(rows))
 
 # %% ../../nbs/report/01_tables.ipynb #48e3c79c
