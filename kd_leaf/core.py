@@ -216,7 +216,7 @@ def device_name(
 ) -> str:
     "The GPU's name, or the processor's and the number of threads"
     import torch
-    if str(device).startswith('cuda'): return torch.cuda.get_device_name()
+    if str(device).startswith('cuda'): return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError, StopIteration), open('/proc/cpuinfo', encoding='utf-8') as f:
         cpu = next(l.split(':')[1].strip() for l in f if l.startswith('model name'))
         return f'{cpu}, {torch.get_num_threads()} threads'

@@ -97,6 +97,7 @@ def test_a_card_holds_what_was_written(tmp_path, title, terms, about):
     for kind in ('a', 'b'):
         (tmp_path/'mine'/kind).mkdir(parents=True, exist_ok=True)
         for k in range(9): (tmp_path/f'mine/{kind}/{k}.png').exists() or Image.new('RGB', (8, 8), (k, 9, ord(kind))).save(tmp_path/f'mine/{kind}/{k}.png')
+    (tmp_path/'cards/mine.toml').unlink(missing_ok=True) # another's card is not overwritten
     write_card(tmp_path/'mine', title, terms=terms, about=about, dest=tmp_path/'cards')
     with contextlib.chdir(tmp_path): card = load_card('mine')
     assert (card.title, card.terms, card.about) == (title, terms, about)

@@ -23,7 +23,8 @@ from kd_leaf.distill.cache import cache_teacher
 from kd_leaf.distill.callbacks import KDCallback
 from kd_leaf.distill.learner import make_learner
 from kd_leaf.models.precision import tune_malloc
-from kd_leaf.models.zoo import create_model, smote_features
+from kd_leaf.models.features import smote_features
+from kd_leaf.models.zoo import create_model
 from kd_leaf.study import runner
 from kd_leaf.study.config import Study, load_study
 from kd_leaf.study.files import peak_rss_mb, provenance, read_records, reset_peak

@@ -104,7 +104,7 @@ def open_url(
     fs.invalidate_cache()
     return fs,root
 
-_complete = '.complete' # ends the name of the object that is written last: the names of the others
+_complete = '.complete' # ends the name of the object that is written last: names and hashes of the others
 
 def _url_of(path):
     "URL at which the share has what the cache has at `path`; empty without a share"
@@ -117,16 +117,16 @@ def _url_of(path):
 def put_shared(
     path # file or folder of the cache
 ):
-    "Copy it to the bucket in `KD_LEAF_SHARE`, unless it is there; nothing without one. `OSError` if that fails"
+    "Copy it to the bucket in `KD_LEAF_SHARE`, unless it has the same; nothing without one. `OSError` if that fails"
     path,url = Path(path),_url_of(path)
     if not url: return
     files = sorted(f for f in path.rglob('*') if f.is_file()) if path.is_dir() else [path]
-    names = [f.relative_to(path).as_posix() for f in files]
+    ours = {f.relative_to(path).as_posix(): file_sha256(f) for f in files}
     with name_url(url, 'written'):
         fs,root = open_url(url)
-        if fs.exists(root+_complete): return
-        for f,name in zip(files, names): fs.put_file(str(f), posixpath.normpath(f'{root}/{name}'))
-        fs.pipe_file(root+_complete, json.dumps(names).encode())
+        if fs.exists(root+_complete) and json.loads(fs.cat_file(root+_complete))==ours: return
+        for f,name in zip(files, ours): fs.put_file(str(f), posixpath.normpath(f'{root}/{name}'))
+        fs.pipe_file(root+_complete, json.dumps(ours).encode())
 
 # %% ../../nbs/data/01_archives.ipynb #74eb88ff
 def fetch_shared(
@@ -139,6 +139,6 @@ def fetch_shared(
         fs,root = open_url(url)
         if not fs.exists(root+_complete): return False
         names = json.loads(fs.cat_file(root+_complete))
-        with (atomic_path if names==['.'] else atomic_dir)(path) as tmp:
+        with (atomic_path if list(names)==['.'] else atomic_dir)(path) as tmp:
             for name in names: fs.get_file(posixpath.normpath(f'{root}/{name}'), str(tmp/name))
     return True

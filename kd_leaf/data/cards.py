@@ -199,16 +199,18 @@ def _find_folder(source):
     if pathlike: raise ValueError(f'there is no folder {path.resolve()}')
     known = [*list_cards(), 'synthetic-leaves']
     check_name(str(source), known, f'data set (there is no folder {path.resolve()} either)')
+    raise ValueError(f'{source} are drawn by code, there is no folder of them: use image_store({source!r})')
 
 def find_images(
     source # name of a card, or any folder of class folders
 ) -> Path: # folder of class folders, or of splits of them
     "Where the images of `source` are; unpacked or fetched first if need be"
     if not is_card(source): return _find_folder(source)
+    card,home = load_card(source),os.environ.get('KD_LEAF_DATA')
     if Path(source).is_dir():
+        if not (card.fetch or card.merge or have_images(source)): return Path(source) # whose card was written here
         warnings.warn(f'{source!r} is the card of that name; for the folder {Path(source).resolve()} say "./{source}"',
                       stacklevel=3)
-    card,home = load_card(source),os.environ.get('KD_LEAF_DATA')
     if card.merge: return find_images(card.merge['of'])
     if home and not is_url(home) and not Path(home).is_dir():
         raise FileNotFoundError(f'KD_LEAF_DATA={home} is not a folder: name one that holds zips or class folders, '
@@ -240,7 +242,7 @@ def have_images(
     source # name of a card, or any folder of class folders
 ) -> bool: # True if `find_images` needs no download
     "Are the images here already?"
-    if not is_card(source): return _find_folder(source) is not None
+    if not is_card(source): return source=='synthetic-leaves' or _find_folder(source) is not None
     card,home = load_card(source),Path(os.environ.get('KD_LEAF_DATA') or '/nowhere')
     if card.merge: return have_images(card.merge['of'])
     return any(o.exists() for o in (home/card.name, *_zip_and_home(card), cache_dir('data')/card.name))

@@ -34,12 +34,19 @@ def imbalance_ratio(
     return counts.max()/counts.min()
 
 # %% ../../nbs/data/08_resampling.ipynb #053b79ee
+def _class_counts(store, idx):
+    "Images of each class among those at `idx`; `ValueError` for a class without any"
+    n = np.bincount(store.labels[store.where('train') if idx is None else idx], minlength=len(store.vocab))
+    if none := [c for c,m in zip(store.vocab, n) if not m]:
+        raise ValueError(f'no image of {", ".join(none)} among {n.sum()}: add images, or take a larger fraction')
+    return n
+
 def class_weights(
     store, # `ImageStore`
     idx=None # positions that count; the training split by default
 ) -> torch.Tensor: # (n_classes,) float32, in vocab order; their mean over the images is 1
     "Weights for the cross-entropy, inverse to the class counts"
-    n = np.bincount(store.labels[store.where('train') if idx is None else idx], minlength=len(store.vocab))
+    n = _class_counts(store, idx)
     return torch.tensor(n.sum()/(len(n)*n), dtype=torch.float32)
 
 # %% ../../nbs/data/08_resampling.ipynb #5baf19e5
@@ -69,7 +76,7 @@ def log_shares(
     idx=None # positions that count; the training split by default
 ) -> torch.Tensor: # (n_classes,) float32, in vocab order; their exponentials add up to 1
     "Log of the share that each class has among the images"
-    n = np.bincount(store.labels[store.where('train') if idx is None else idx], minlength=len(store.vocab))
+    n = _class_counts(store, idx)
     return torch.tensor(np.log(n/n.sum()), dtype=torch.float32)
 
 class LogitAdjustedLoss(CrossEntropyLossFlat):
@@ -113,6 +120,7 @@ class _PlanSMOTE(SMOTE):
 # %% ../../nbs/data/08_resampling.ipynb #f05fe69e
 def _check_smote(store, idx, k_neighbors):
     "Raise `ValueError` for a class of one and for images outside train; warn of small and of balanced classes"
+    check_number('k_neighbors', k_neighbors, 1, whole=True)
     n = pd.Series(np.array(store.vocab)[store.labels[idx]]).value_counts()
     if (one := n[n<2]).size:
         raise ValueError(f'SMOTE needs two images of a class to go between, but {", ".join(one.index)} has one: '

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import softmax
 from ..checks import check_number,import_extra
 from .graph import write_meta,write_onnx
-from .runtime import OnnxClassifier
+from .runtime import OnnxClassifier,all_probabilities
 from ..evaluate.metrics import fit_temperature
 
 # %% ../../nbs/deploy/04_calibrate.ipynb #5d4fd056
@@ -25,15 +25,12 @@ def not_sure_threshold(
     check_number('right', right, 0, 1, above=True)
     p,targets = np.asarray(probabilities),np.asarray(targets)
     order = np.argsort(-p.max(1), kind='stable')
-    share = np.cumsum((p.argmax(1)==targets)[order])/np.arange(1, len(p)+1)
-    enough = np.flatnonzero(share>=right)
-    return float(p.max(1)[order[enough[-1]]]) if len(enough) else 1.
+    sure,share = p.max(1)[order],np.cumsum((p.argmax(1)==targets)[order])/np.arange(1, len(p)+1)
+    last = np.append(sure[1:]<sure[:-1], True) # of those that are equally sure: a threshold takes all of them
+    enough = np.flatnonzero((share>=right) & last)
+    return float(sure[enough[-1]]) if len(enough) else 1.
 
 # %% ../../nbs/deploy/04_calibrate.ipynb #65bec050
-def _batches(onnx, images, bs=64):
-    "Probabilities of many images of one size"
-    return np.concatenate([onnx.probabilities(images[k:k+bs]) for k in range(0, len(images), bs)])
-
 def _temperature(log_p, targets):
     "The temperature that is left to fit; 1 where all are right, for then the best one would be 0"
     if (log_p.argmax(1)==np.asarray(targets)).all(): return 1.
@@ -47,7 +44,7 @@ def calibrate_onnx(
 ) -> OnnxClassifier:
     "Fit temperature and threshold of a file on validation images"
     onnx = import_extra('onnx', 'deploy')
-    log_p = np.log(_batches(OnnxClassifier(path), images).clip(1e-30)).astype(float)
+    log_p = np.log(all_probabilities(path, images).clip(1e-30)).astype(float)
     factor,graph = _temperature(log_p, targets),onnx.load(str(path))
     scalar = next(o for o in graph.graph.initializer if o.name=='temperature')
     temperature = onnx.numpy_helper.to_array(scalar)*np.float32(factor)

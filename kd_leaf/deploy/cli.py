@@ -8,7 +8,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/deploy/cli.html.md"""
 __all__ = ['commands', 'predict', 'export', 'page', 'main']
 
 # %% ../../nbs/deploy/08_cli.ipynb #916da48e
-import inspect,shutil,sys,tempfile,time
+import inspect,itertools,shutil,sys,tempfile,time
 from pathlib import Path
 import numpy as np
 from fastcore.script import anno_parser,store_true
@@ -43,11 +43,22 @@ def predict(
 def _load(weights, model, vocab):
     "The network of a weights file, or an ensemble from its folder"
     from kd_leaf.ensemble.model import load_ensemble
-    from kd_leaf.models.zoo import create_model
+    from kd_leaf.models.zoo import create_model,load_weights
     if Path(weights).is_dir(): return load_ensemble(weights)
     if not model: raise ValueError(f'which network is {weights}? give --model, such as cnn4')
     if not vocab: raise ValueError('which classes does it know? give --images, or --classes a,b,c')
-    return create_model(model, len(vocab), weights)
+    net = create_model(model, len(vocab))
+    if missing := load_weights(net, weights):
+        raise ValueError(f'{weights} is not a {model} of {len(vocab)} classes ({missing[0]} is missing or of another '
+                         f'shape): {len(vocab)} are named, {", ".join(vocab)}')
+    return net
+
+def _same_classes(**said):
+    "The classes that all agree on; `ValueError` for two that do not"
+    known = {k: list(v) for k,v in said.items() if v}
+    for (a,ours),(b,theirs) in itertools.pairwise(known.items()):
+        if ours!=theirs: raise ValueError(f'the classes of {a} are {", ".join(ours)}, those of {b} {", ".join(theirs)}')
+    return next(iter(known.values()), None)
 
 def _calibrated(net, store, folder, about, int8, right):
     "Export, calibrate and perhaps quantize in a folder; the file"
@@ -82,8 +93,9 @@ def export(
     if Path(weights).is_dir(): size = size or read_json(Path(weights)/'ensemble.json')['size']
     if not size: raise ValueError('give --size, the pixels a side that it was trained with')
     store = image_store(images, size=size) if images else None
-    vocab = classes.split(',') if classes else store.vocab if store else None
-    net = _load(weights, model, vocab)
+    named = dict(classes=classes.split(',') if classes else None, images=store.vocab if store else None)
+    net = _load(weights, model, _same_classes(**named))
+    vocab = _same_classes(**named, ensemble=getattr(net, 'vocab', None))
     about = dict(vocab=vocab, size=size, licence=licence) | (dict(name=model) if model else {})
     with tempfile.TemporaryDirectory() as d, atomic_path(dest) as tmp:
         shutil.copyfile(_calibrated(net, store, Path(d), about, int8, right), tmp)

@@ -18,7 +18,7 @@ from fastai.learner import Learner
 from fastai.vision.core import imagenet_stats
 from safetensors.torch import save
 import kd_leaf
-from ..checks import check_name,check_number,import_extra
+from ..checks import check_name,check_number,first_line,import_extra
 from ..data.synthetic import draw_leaf,lesions
 from .graph import assemble,opset,prepare_graph,write_meta,write_onnx
 from .runtime import OnnxClassifier
@@ -132,7 +132,7 @@ def export_core(
             with _quiet(), torch.no_grad(): graph = exporters[name](core, x[:2], ['logits', 'votes'][:len(theirs)])
             difference = relative_difference(_outputs(graph, x.numpy()), theirs)
         except ImportError: raise
-        except Exception as e: said.append(f'{name} failed ({type(e).__name__}: {str(e).splitlines()[0][:200]})')
+        except Exception as e: said.append(f'{name} failed ({first_line(e)[:200]})')
         else:
             if difference<=tolerance: return graph, name, difference
             said.append(f'{name} is off by {difference:.2g} of what its outputs vary')
@@ -146,11 +146,17 @@ def _stats_of(dls):
         raise ValueError('these DataLoaders do not normalise images: give stats=(mean, std) of each channel')
     return [o.flatten().tolist() for o in (norm.mean, norm.std)]
 
+def _size_of(dls):
+    "Pixels a side of the images; a Learner that was exported and loaded has none, but its loaders of ours know"
+    store = getattr(dls.valid.dataset, 'store', None)
+    if store is not None: return store.size
+    return dls.one_batch()[0].shape[-1] if len(dls.train) else None
+
 def _known_of(model):
     "Module, classes, size and normalisation of a model, as far as it knows them"
     if isinstance(model, Learner):
         dls = model.dls
-        return model.model, list(dls.vocab), dls.one_batch()[0].shape[-1], _stats_of(dls)
+        return model.model, list(dls.vocab), _size_of(dls), _stats_of(dls)
     return model, getattr(model, 'vocab', None), getattr(model, 'size', None), imagenet_stats
 
 def weights_sha256(

@@ -10,6 +10,7 @@ __all__ = ['limits', 'card_fields', 'score_intervals', 'facts_of_record', 'model
 
 # %% ../../nbs/deploy/07_hub.ipynb #7ab0671d
 import contextlib,os,shutil,tempfile
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -18,15 +19,17 @@ from scipy.stats import bootstrap
 from sklearn.metrics import f1_score
 from fastai.learner import Learner
 from ..core import check_writable,file_sha256,read_json,write_json
-from ..checks import import_extra
+from ..checks import first_line,import_extra
 from ..data.cards import list_cards,load_card
 from .runtime import OnnxClassifier
 from ..models.zoo import save_weights
 from ..report.format import escape
 
 # %% ../../nbs/deploy/07_hub.ipynb #3b577284
-def _macro_f1(predicted, targets): return f1_score(targets, predicted, average='macro', zero_division=0)
 def _accuracy(predicted, targets): return float((predicted==targets).mean())
+
+def _macro_f1(predicted, targets, labels):
+    return f1_score(targets, predicted, labels=labels, average='macro', zero_division=0)
 
 def score_intervals(
     probabilities, # (n, n_classes), of test images
@@ -34,9 +37,11 @@ def score_intervals(
     n:int=1000 # draws of the bootstrap
 ) -> list: # of dicts: score, value, low, high (ends of the 95 % interval)
     "Accuracy and macro F1 with intervals over images"
-    predicted,targets = np.asarray(probabilities).argmax(1),np.asarray(targets)
+    probabilities,targets = np.asarray(probabilities),np.asarray(targets)
+    predicted,classes = probabilities.argmax(1),np.arange(probabilities.shape[1]) # also those that no draw holds
+    macro_f1 = partial(_macro_f1, labels=classes)
     rows = []
-    for name,score in dict(accuracy=_accuracy, macro_F1=_macro_f1).items():
+    for name,score in dict(accuracy=_accuracy, macro_F1=macro_f1).items():
         draws = bootstrap((predicted, targets), score, paired=True, vectorized=False, n_resamples=n,
                           method='percentile', rng=0).confidence_interval
         rows.append(dict(score=name.replace('_', ' '), value=float(score(predicted, targets)),
@@ -63,7 +68,7 @@ def facts_of_record(
 limits = ('It knows only the classes above, and gives one of them for any image, also for one of no leaf. The scores '
           'hold for images like those it was tested on: another crop, camera, season or light may cost much of them. '
           'It is no substitute for a plant pathologist.')
-_card_tags = ['onnx', 'knowledge-distillation', 'plant-disease']
+_card_tags = ['onnx', 'knowledge-distillation']
 card_fields = 'data', 'terms', 'training', 'scores', 'n_test', 'limits', 'licence', 'repo_id'
 
 def _doubt(meta):
@@ -91,17 +96,29 @@ def model_card(
                                            doubt=_doubt(classifier.meta)))
 
 # %% ../../nbs/deploy/07_hub.ipynb #4e73a0c6
+_own_files = {'README.md', 'model.safetensors', 'preprocessing.json'}
+
+def _check_dest(dest, onnx):
+    "`FileExistsError` for a folder that holds anything but a release; `ValueError` for two files of one name"
+    check_writable(dest.parent)
+    if len(set(onnx))<len(onnx): raise ValueError(f'two files of one name in {onnx}: rename one')
+    if not dest.is_dir(): return
+    note = dest/'preprocessing.json'
+    ours = _own_files | set(read_json(note).get('onnx', []) if note.is_file() else [])
+    if others := sorted({o.name for o in dest.iterdir()}-ours):
+        raise FileExistsError(f'{dest} holds {others[0]}, which belongs to no release: name a folder of its own')
+
 def write_release(
     onnx, # file made by `export_onnx`, or a list of files of the same weights, the one to be run first
     model, # Learner or module of these weights
     dest, # folder to write, whole or not at all
     **fields # for `model_card`
 ) -> Path: # the folder
-    "Write what is shared of a student; `ValueError` for ONNX files of other weights, or a card with empty fields"
+    "Write what is shared of a student; `ValueError` for other weights or an empty card, `FileExistsError` for a folder in use"
     classifiers = [OnnxClassifier(o) for o in (onnx if isinstance(onnx, (list, tuple)) else [onnx])]
     module,dest,first = model.model if isinstance(model, Learner) else model,Path(dest),classifiers[0]
     card = model_card(first, [o.path.name for o in classifiers], **fields)
-    check_writable(dest.parent)
+    _check_dest(dest, [o.path.name for o in classifiers])
     tmp = Path(tempfile.mkdtemp(dir=dest.parent))
     try:
         sha = save_weights(module, tmp/'model.safetensors')
@@ -153,7 +170,7 @@ def _one_line(what, endpoint):
         raise ConnectionError(f'{what}: {why}') from e
     except Exception as e: # the errors of its HTTP library, which has changed more than once
         if isinstance(e, (ValueError, TypeError)) and not isinstance(e, hub.errors.LocalEntryNotFoundError): raise
-        where,why = endpoint or hub.constants.ENDPOINT,str(e).splitlines()[0]
+        where,why = endpoint or hub.constants.ENDPOINT,first_line(e)
         raise ConnectionError(f'{what}: {where} cannot be reached ({why})') from e
 
 # %% ../../nbs/deploy/07_hub.ipynb #111e442f

@@ -24,8 +24,8 @@ from .calibrate import calibrate_onnx
 from .export import export_onnx
 from .graph import write_meta,write_onnx
 from .hub import facts_of_record,score_intervals
-from .quantize import all_probabilities,quantize_onnx
-from .runtime import OnnxClassifier
+from .quantize import quantize_onnx
+from .runtime import OnnxClassifier,all_probabilities
 
 # %% ../../nbs/deploy/09_released.ipynb #0dd1214b
 _kept = ['key', 'study', 'profile', 'model', 'teacher', 'size', 'dataset', 'seed',

@@ -33,12 +33,11 @@ def _row_text(r):
     "A row as it is shown"
     kb = f'{r.bytes/1000:,.0f}' if r.bytes>0 else '–' # torch has no file
     ms = f'{r.ms:.1f} [{r.ms_low:.1f}, {r.ms_high:.1f}]'
-    size = dict(Network=display_name(r.model), Px=r.size, Format=r.precision, kB=kb)
-    cost = dict(Parameters=f'{r.params:,}', GFLOPs=f'{r.gflops:.3f}', ms=ms)
+    cost = dict(Network=display_name(r.model), Format=r.precision, kB=kb, ms=ms)
     score = dict(Accuracy=f'{r.accuracy:.3f}', F1=f'{r.f1:.3f}')
-    if r.precision.startswith('fp32'): return size | cost | score | dict.fromkeys(_differences, '')
+    if r.precision.startswith('fp32'): return cost | score | dict.fromkeys(_differences, '')
     accuracy,f1 = with_ci(r.accuracy_diff, r.accuracy_low, r.accuracy_high),with_ci(r.f1_diff, r.f1_low, r.f1_high)
-    return size | cost | score | dict(zip(_differences, (accuracy, f1, f'{r.agreement:.1%}')))
+    return cost | score | dict(zip(_differences, (accuracy, f1, f'{r.agreement:.1%}')))
 
 _differences = 'Accuracy, difference', 'F1, difference', 'Agreement'
 
@@ -47,9 +46,11 @@ def size_speed_report(
 ) -> Table: # in the order of the rows
     "What each file costs, and what it is worth"
     text = pd.DataFrame([_row_text(r) for r in rows.itertuples()])
-    images = f'{listed(rows.dataset)}, {listed(rows.n_test)} images of the test split, one training each.'
+    images = f'{listed(rows.dataset)}, {listed(rows.n_test)} images of the test split, one training each. '
+    each = '; '.join(f'{display_name(r.model)} {r.params:,} parameters, {r.gflops:.3f} GFLOPs at {r.size} px'
+                     for r in rows.drop_duplicates('model').itertuples())
     made = f'Made on {listed(rows.device)}; torch {listed(rows.torch)}; commit {listed(rows.commit)}.'
-    return Table('size_speed', 'Size and speed', images+_note, rows, text, made)
+    return Table('size_speed', 'Size and speed', f'{images}{each}.{_note}', rows, text, made)
 
 # %% ../../nbs/deploy/10_size_speed.ipynb #9bd3b547
 def _plot_costs(ax, sns, rows, cost, legend):

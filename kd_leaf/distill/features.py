@@ -16,6 +16,7 @@ from torch import nn
 from ..checks import check_name
 from .callbacks import KDCallback
 from .losses import feature_losses
+from ..models.features import in_eval_mode
 
 # %% ../../nbs/distill/05_features.ipynb #8211753d
 def stages(
@@ -24,11 +25,10 @@ def stages(
 ) -> dict: # name of a layer: its shape (channels, H, W)
     "The last layer of each resolution, from fine to coarse, in the order in which an image passes them"
     names,layers = zip(*[(k, m) for k,m in model.named_modules() if k])
-    turn,was,device = itertools.count(),model.training,next(model.parameters()).device
+    turn,device = itertools.count(),next(model.parameters()).device
     def note(m, args, out): return next(turn),tuple(out.shape[1:]) if isinstance(out, torch.Tensor) else ()
-    with Hooks(layers, note, detach=False) as hooks, torch.inference_mode():
-        model.eval()(torch.zeros(1, 3, size, size, device=device))
-    model.train(was)
+    with Hooks(layers, note, detach=False) as hooks, in_eval_mode(model), torch.inference_mode():
+        model(torch.zeros(1, 3, size, size, device=device))
     passed = sorted((h.stored[0], name, h.stored[1]) for h,name in zip(hooks, names) if h.stored)
     maps = [(name, shape) for _,name,shape in passed if len(shape)==3 and shape[-1]>1]
     last = {shape[1:]: (name, shape) for name,shape in maps} # a later layer takes the place of an earlier one
@@ -96,9 +96,8 @@ def prepare(self:FeatureKDCallback):
 @patch
 def make_adapter(self:FeatureKDCallback) -> nn.Module:
     "A 1×1 convolution from the student's channels to the teacher's, with an optimiser of its own"
-    x,was = self.dls.one_batch()[0][:2],self.learn.model.training
-    with torch.no_grad(): self.learn.model.eval()(x),self.teacher_logits(x)
-    self.learn.model.train(was)
+    x = self.dls.one_batch()[0][:2]
+    with in_eval_mode(self.learn.model), torch.no_grad(): self.learn.model(x),self.teacher_logits(x)
     s,t = (h.stored.shape[1] for h in self.hooks)
     adapter = nn.Conv2d(s, t, 1).to(x.device)
     self.adapter_opt,self.skipped = torch.optim.AdamW(adapter.parameters(), lr=1e-3),False

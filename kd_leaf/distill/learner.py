@@ -71,6 +71,8 @@ def make_learner(
     if precision=='auto':
         precision = fastest_precision(name, dls.one_batch()[0].shape[-1], str(dls.device)) if named else 'fp32'
     own = set_precision(model, precision)
+    if class_weights is not None and loss_func:
+        raise ValueError('class_weights beside loss_func: give the weights to that loss')
     if class_weights is not None: class_weights = _class_weights(class_weights, vocab).to(dls.device)
     metrics = [accuracy, F1Score(average='macro')] if metrics is None else metrics
     for o in L(metrics):

@@ -22,11 +22,13 @@ def shard(
     rank:int, # number of this process, from 0
     n:int, # of processes
     state=None # of the generator that shuffles, the same in all processes; the loader's own by default
-) -> StoreLoader: # as long as `dl` would be with `n` times its batch size
-    "The part of a loader that one of several processes sees; `TypeError` for a loader that is not ours"
+) -> StoreLoader: # as long as `dl` would be with `n` times its batch size, without a last batch of too few images
+    "The part of a loader that one of several processes sees; `TypeError` for one not ours, `ValueError` for too few images"
     if not isinstance(dl, StoreLoader):
         raise TypeError(f"{type(dl).__name__} cannot be divided: use store_dls or view_dls, or fastai's distrib_ctx")
-    out = dl.new(bs=dl.bs*n, n=dl.n)
+    if dl.n<2*n: raise ValueError(f'{dl.n} training images for {n} processes: each needs two')
+    bs = dl.bs*n
+    out = dl.new(bs=bs, n=dl.n, drop_last=dl.drop_last or 0<dl.n%bs<2*n) # batch normalisation needs two in each part
     out.rng.setstate(state or dl.rng.getstate())
     out.shard = rank,n
     return out
@@ -44,6 +46,11 @@ def _first_state(rng):
     return states[0]
 
 # %% ../../nbs/distill/07_parallel.ipynb #28884517
+def _norms(model):
+    "Where each batch normalisation of a model is: its parent, its name there, and the module"
+    children = [(o, name, m) for o in model.modules() for name,m in o.named_children()]
+    return [o for o in children if isinstance(o[2], nn.modules.batchnorm._BatchNorm)]
+
 class ParallelTrainer(Callback):
     "Train with all processes that a launcher has started: batches are divided, gradients averaged"
     order = 55 # after distillation has made the loss
@@ -51,14 +58,16 @@ class ParallelTrainer(Callback):
         sync_bn:bool=None # batch normalisation over all processes; on GPUs by default
     ):
         self.sync_bn = torch.cuda.is_available() if sync_bn is None else sync_bn
+        self.norms,self.whole = [],None # what is put back at the end
 
     def before_fit(self):
+        self.restore() # after a fit that was broken off
         self.run = num_distrib()>1 # fastai asks callbacks that do not run for nothing more
         if not self.run: return
         _join()
+        self.norms,self.whole = _norms(self.model) if self.sync_bn else [],self.dls.loaders
         model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model) if self.sync_bn else self.model
         self.learn.model = DistributedDataParallel(model)
-        self.whole = self.dls.loaders
         train = shard(self.dls.train, rank_distrib(), num_distrib(), _first_state(self.dls.train.rng))
         self.learn.dls.loaders = [train, *self.whole[1:]]
 
@@ -68,9 +77,18 @@ class ParallelTrainer(Callback):
         dist.all_reduce(loss)
         self.learn.loss = loss/num_distrib() # what is logged; `loss_grad` is this process's own
 
-    def after_fit(self):
-        self.whole[0].rng.setstate(self.dls.train.rng.getstate())
-        self.learn.model,self.learn.dls.loaders = self.learn.model.module,self.whole
+    def after_fit(self): self.restore()
+
+    def restore(self):
+        "Leave the Learner as it was, but trained; also after an error or an interrupt"
+        if self.whole is None: return
+        self.whole[0].rng.setstate(self.learn.dls.train.rng.getstate())
+        self.learn.dls.loaders = self.whole
+        if isinstance(self.learn.model, DistributedDataParallel): self.learn.model = self.learn.model.module
+        for parent,name,norm in self.norms: # they share weights and statistics with those that took their place
+            norm.train(getattr(parent, name).training)
+            setattr(parent, name, norm)
+        self.norms,self.whole = [],None
 
 # %% ../../nbs/distill/07_parallel.ipynb #3e2201f4
 @contextlib.contextmanager
@@ -82,4 +100,6 @@ def parallel(
     trainer = ParallelTrainer(sync_bn)
     learn.add_cb(trainer)
     try: yield learn
-    finally: learn.remove_cb(trainer)
+    finally:
+        trainer.restore()
+        learn.remove_cb(trainer)

@@ -17,8 +17,9 @@ from ..core import file_sha256,name_full_disk,read_json,write_json
 from ..data.files import decode_image
 from .layer import RuleLayer,take_member
 from .rules import Rule
-from ..models.zoo import create_model,head_of,n_flops,n_params,save_weights
 from .selector import selector_net
+from ..models.features import in_eval_mode
+from ..models.zoo import create_model,head_of,n_flops,n_params,save_weights
 from fastai.callback.schedule import Learner
 from fastai.vision.core import imagenet_stats
 from fastcore.basics import patch
@@ -222,11 +223,9 @@ def latency_ms(
     device='cpu' # "cpu", "cuda", …
 ) -> float: # median, on one CPU thread
     "Milliseconds for one image, in eval mode"
-    was,xb = model.training,torch.randn(1, 3, size, size, device=device)
-    timer = Timer('model(xb)', globals=dict(model=model.to(device).eval(), xb=xb), num_threads=1)
-    try:
-        with torch.inference_mode(): return 1000*timer.blocked_autorange(min_run_time=seconds).median
-    finally: model.train(was)
+    xb = torch.randn(1, 3, size, size, device=device)
+    timer = Timer('model(xb)', globals=dict(model=model.to(device), xb=xb), num_threads=1)
+    with in_eval_mode(model), torch.inference_mode(): return 1000*timer.blocked_autorange(min_run_time=seconds).median
 
 # %% ../../nbs/ensemble/04_model.ipynb #8938c79f
 def model_cost(

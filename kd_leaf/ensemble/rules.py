@@ -75,7 +75,7 @@ def fit_simplex(
     steps:int=500 # of expectation-maximisation
 ) -> np.ndarray: # (m,) 0 or more, with sum 1
     "Weights of the mixture that makes the right classes most probable"
-    w = np.full(len(p), 1/len(p))
+    w,p = np.full(len(p), 1/len(p)),np.maximum(p, np.finfo(float).tiny) # 0 where nobody thought it possible
     for _ in range(steps): w = (w[:, None]*p/(w@p)).mean(1)
     return w
 

@@ -14,6 +14,7 @@ from ..checks import check_name,check_number
 from ..core import seed_everything
 from ..data.loaders import SamplePlan,StoreDataset,store_dls
 from .rules import check_logits
+from ..models.features import in_eval_mode
 from fastai.callback.core import Callback,CancelValidException
 from fastai.callback.schedule import Learner
 from scipy.special import log_softmax,logsumexp
@@ -102,10 +103,10 @@ def predict_selector(
     "Outputs of a selector, without augmentation; `ValueError` if the store has images of another size"
     size = learn.dls.valid.dataset.store.size
     if store.size!=size: raise ValueError(f'images of {store.size} px: this selector was trained at {size}')
-    plan,was = SamplePlan.of(_check_rows(idx, len(store))),learn.model.training
+    plan = SamplePlan.of(_check_rows(idx, len(store)))
     dl = learn.dls.valid.new(StoreDataset(store, plan, 1), bs=bs)
-    with torch.inference_mode(): out = torch.cat([learn.model.eval()(xb).float().cpu() for xb,_ in dl])
-    learn.model.train(was)
+    with in_eval_mode(learn.model), torch.inference_mode():
+        out = torch.cat([learn.model(xb).float().cpu() for xb,_ in dl])
     return out.numpy()
 
 def select(

@@ -88,7 +88,7 @@ class GrowImages(Callback):
 _malloc = dict(tuned=False)
 
 def tune_malloc() -> bool: # whether it could; False where there is no glibc
-    "Let the C library keep freed memory for the next step: for the whole process, and only where you ask for it"
+    "Let the C library keep freed memory for the next step, in the whole process; a study does so, else nobody"
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc,trim_threshold,mmap_threshold = ctypes.CDLL(None),-1,-3
         _malloc['tuned'] = bool(libc.mallopt(trim_threshold, 2**31-1) and libc.mallopt(mmap_threshold, 2**30))
@@ -178,7 +178,8 @@ def fastest_precision(
     n:int=2 # rounds
 ) -> str: # "fp32", "fp32_cl" or "bf16"
     "The fastest precision for a model here: measured once, then remembered in the cache"
-    here = dict(where=device_name(device), isa=torch.backends.cpu.get_cpu_capability(), torch=torch.__version__)
+    here = dict(device=torch.device(device).type, where=device_name(device), torch=torch.__version__)
+    here['isa'] = torch.backends.cpu.get_cpu_capability()
     key = dict(name=name, size=size, train=train, memory='kept' if _malloc['tuned'] else 'system') | here
     note = cache_dir('speed')/f'{stable_hash(key)}.json'
     with FileLock(note.with_suffix('.lock')): # or two processes could come to different answers

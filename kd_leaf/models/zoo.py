@@ -6,20 +6,17 @@ Docs: https://kd-leaf.github.io/kd_leaf/models/zoo.html.md"""
 
 # %% auto #0
 __all__ = ['teachers', 'students', 'fetch_remedies', 'cnn4', 'list_models', 'is_timm', 'check_model', 'has_weights', 'head_of',
-           'load_weights', 'save_weights', 'create_model', 'n_params', 'n_flops', 'model_table', 'image_features',
-           'smote_features']
+           'load_weights', 'save_weights', 'create_model', 'n_params', 'n_flops', 'model_table']
 
 # %% ../../nbs/models/01_zoo.ipynb #227fdb64
 import copy,importlib,importlib.util,re
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torchvision
-from fastai.callback.hook import Hook
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from ..checks import check_kind,check_name,check_number,import_extra
-from ..core import atomic_path,file_sha256,progress
-from ..data.loaders import store_dls
+from ..core import atomic_path,file_sha256
 from .weights import OwnStats,UnsafeFile,lite_file,load_in_order,read_weights,with_stats
 from .weights import timm_file,torchvision_file
 
@@ -215,34 +212,3 @@ def model_table(
         nbytes = sum(v.nbytes for v in m.state_dict().values())
         rows.append(dict(model=name, params=n_params(m), gflops=n_flops(m, size)/1e9, mb=nbytes/1e6))
     return pd.DataFrame(rows)
-
-# %% ../../nbs/models/01_zoo.ipynb #51bda651
-def image_features(
-    model:nn.Module, # a classifier; left as found
-    dl # loader of (bs, 3, H, W), and of class numbers if it has any
-) -> np.ndarray: # (n, d) float32, in the order of the loader
-    "What the last layer of a model is given for each image of a loader"
-    was,device,rows = model.training,next(model.parameters()).device,[]
-    with Hook(head_of(model)[1], lambda m, args, out: args[0].flatten(1).float(), cpu=True) as hook:
-        try:
-            with torch.inference_mode():
-                for xb,*_ in progress(dl, 'features'):
-                    model.eval()(xb.to(device))
-                    rows.append(hook.stored)
-        finally: model.train(was)
-    return torch.cat(rows).numpy()
-
-# %% ../../nbs/models/01_zoo.ipynb #f2b8a5a0
-def smote_features(
-    model:nn.Module, # a classifier, trained; left as found but for its device
-    store, # `ImageStore`
-    bs:int=64, # images in a batch
-    device=None # "cpu", "cuda", …; the fastest by default
-) -> np.ndarray: # (len(store), d) float32; zeros for images outside the training split, which SMOTE must not see
-    "What the last layer of a model is given for each training image"
-    dls = store_dls(store, bs=bs, device=device)
-    rows = dls.train.dataset.plan.i
-    found = image_features(model.to(dls.device), dls.test_dl([store.ids[k] for k in rows], bs=bs))
-    out = np.zeros((len(store), found.shape[1]), np.float32)
-    out[rows] = found
-    return out

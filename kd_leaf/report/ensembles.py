@@ -225,7 +225,8 @@ def asked_table(
     columns = {name: _asked(g) for name,g in selectors[selectors.balance==balance].groupby('model', sort=False)}
     columns |= dict(accuracy=right.mean(2), only=(right & (right.sum(1, keepdims=True)==1)).mean(2))
     names = [run_name(r) for r in groups[0].itertuples()]
-    means,sds = ({f'{k}_{f}': getattr(o, f)(0) for k,o in columns.items()} for f in ('mean', 'std'))
+    means = {f'{k}_mean': o.mean(0) for k,o in columns.items()}
+    sds = {f'{k}_std': o.std(0, ddof=1) if len(o)>1 else np.nan for k,o in columns.items()}
     data = pd.DataFrame(dict(member=names) | means | sds)
     heads = dict(selector_right='Hard router', selector_gate='Soft gate', accuracy='Accuracy', only='Only it')
     text = pd.DataFrame(dict(Member=names) | {heads[k]: [mean_sd(v) for v in o.T] for k,o in columns.items()})

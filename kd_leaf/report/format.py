@@ -130,6 +130,8 @@ class Table:
         parts = [f'**{self.title}**', md_table(self.text), self.caption, self.made and _folded.format(self.made)]
         return '\n\n'.join(filter(None, parts))
 
+    def __str__(self): return self._repr_markdown_()
+
     def save(self,
         folder # `<name>.md` and `<name>.csv` are written there
     ):

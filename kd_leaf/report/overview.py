@@ -11,6 +11,7 @@ __all__ = ['source_table', 'overview_table', 'overview_figure', 'write_overview'
 import numpy as np, pandas as pd
 from ..core import results_dir
 from ..study.config import main_runs,multi_teacher,teachers_of
+from ..study.files import read_record,record_files
 from ..study.records import load_runs,pick
 from ..study.spec import list_studies,study_spec
 from .build import save_figures
@@ -79,13 +80,18 @@ def source_table() -> Table: # a row a number that a source prints
 
 # %% ../../nbs/report/08_overview.ipynb #ba2f8b65
 _overview_note = ("Test split. The distilled student that is best on valid, its teacher, and its no-KD baseline "
-                  "(before the arrow); the labels it learns from; its parameters as a share of the teacher's; the "
-                  "minutes that all runs of the study took, one after the other, on the machines that its page names. "
+                  "(before the arrow); the labels it learns from; the minutes of one thread that all trainings of the "
+                  "study took, on the machines that its page names.{} "
                   "Profile {}, means over {} seeds; 95 % CI of the gain. Ablations (other losses, no augmentation) "
                   "are on the pages of the studies. † Fewer than {} images: the study runs, and that is all it shows.")
 
 _scores = dict(accuracy='accuracy', f1='macro F1')
 _columns = ('alone', 'kd', 'teacher'),('gain', 'low', 'high') # of each score
+
+def _minutes(name, profile):
+    "All trainings of a study: teachers, what they were pretrained on, students and selectors"
+    records = map(read_record, record_files(results_dir(name, profile)))
+    return sum(o['train_s'] for o in records if o['profile']==profile)/60
 
 def _overview_row(name, spec):
     "The best student of a study as numbers"
@@ -94,9 +100,9 @@ def _overview_row(name, spec):
     best = best_student(runs)
     first,taught_by = best.iloc[0],runs[runs.key.isin(best.teacher_key)]
     alone = pick(runs, role='student', model=first.model, balance=first.balance, teacher='')
-    row = dict(study=name, title=spec['title'], student=first.model, teacher=first.teacher, profile=first.profile)
+    row = dict(study=name, title=spec['title'], dataset=first.dataset, student=first.model, teacher=first.teacher, profile=first.profile)
     row |= dict(labels=best.n_train.max(), size=first.params/taught_by.params.iloc[0], seeds=best.seed.nunique())
-    row |= dict(minutes=every.train_s.sum()/60)
+    row |= dict(minutes=_minutes(name, first.profile))
     for k in _scores:
         d = paired_difference(best, alone, k)
         row |= {f'teacher_{k}': taught_by[k].mean(), f'alone_{k}': alone[k].mean(), f'kd_{k}': best[k].mean()}
@@ -104,14 +110,16 @@ def _overview_row(name, spec):
     return row
 
 # %% ../../nbs/report/08_overview.ipynb #aed63cda
+def _shown(studies): return studies.str.replace('@', ', ').str.replace('_', ' ')
+
 def overview_table() -> Table: # a row a study
     "What comes out of each study: the distilled student that is best on valid, its teacher, and its no-KD baseline"
     rows = [_overview_row(name, spec) for name,spec in _studies() if spec.get('overview') or spec.get('why')]
-    data = pd.DataFrame(rows).sort_values('labels', ascending=False, ignore_index=True)
-    text = pd.DataFrame({'Study': data.study.str.replace('@', ', ')})
+    data = pd.DataFrame(rows).assign(other=lambda o: o.dataset!=study_spec('leaf')['dataset']) # leaves first
+    data = data.sort_values(['other', 'labels'], ascending=[True, False], ignore_index=True).drop(columns='other')
+    text = pd.DataFrame({'Study': _shown(data.study)})
     text['Student ← teacher'] = data.student.map(display_name)+' ← '+data.teacher.map(display_name)
-    text['Labels'],text['Size'] = data.labels.map('{:,}'.format),data['size'].map('{:.1%}'.format)
-    text['Minutes'] = data.minutes.map('{:.0f}'.format)
+    text['Labels'],text['Minutes'] = data.labels.map('{:,}'.format),data.minutes.map('{:.0f}'.format)
     dagger = np.where(data.labels<few_images, ' †', '')
     for k,what in _scores.items():
         means,changes = (data[[f'{o}_{k}' for o in names]].to_numpy() for names in _columns)
@@ -119,7 +127,8 @@ def overview_table() -> Table: # a row a study
         text[what[0].upper()+what[1:]] = shown
         text[f'Gain in {what}'] = [with_ci(*gain)+mark for gain,mark in zip(changes, dagger)]
     profiles,seeds = (', '.join(map(str, data[k].unique())) for k in ('profile', 'seeds'))
-    caption = _overview_note.format(profiles, seeds, few_images)
+    large = ' and '.join(_shown(data.study[data['size']>1]))
+    caption = _overview_note.format(f' The student is the larger network in: {large}.' if large else '', profiles, seeds, few_images)
     return Table('overview', 'All studies', caption, data, text)
 
 # %% ../../nbs/report/08_overview.ipynb #00691f05
@@ -129,7 +138,7 @@ def overview_figure(
     "Baseline, distilled student and teacher of each study, in accuracy and in macro F1; returns the matplotlib figure"
     data = data[data.labels>=few_images]
     names = data.student.map(display_name)+' ← '+data.teacher.map(display_name)
-    labels = data.study.str.replace('@', ', ').str.replace('_', ' ')+'\n'+names
+    labels = _shown(data.study)+'\n'+names
     fig,axs,_ = new_axes('What distillation adds, study by study', '', width=11, height=1.4+.5*len(data), ncols=2)
     for ax,(k,what) in zip(axs, _scores.items()):
         columns = {f'{o}_{k}': n for o,n in dict(alone='alone', kd='distilled', teacher='teacher_score').items()}

@@ -11,6 +11,7 @@ __all__ = ['scores_shown', 'value', 'gains', 'gain', 'best_student', 'best_trio'
 # %% ../../nbs/report/01_tables.ipynb #868e5849
 from dataclasses import fields
 import numpy as np, pandas as pd
+from ..checks import check_name
 from ..evaluate.metrics import agreement,calibration_error,class_report,fit_temperature,holm,paired_bootstrap
 from .format import Table,describe,display_name,listed,made_from,mean_sd,run_name
 from ..study.run import Run,kd_only
@@ -152,7 +153,8 @@ def _setup_caption(runs):
     temperature,alpha = (', '.join(f'{o:g}' for o in sorted(kd[k].unique())) for k in ('temperature', 'alpha'))
     flips = 'mirrored but never turned over' if runs.upright.all() else 'mirrored and turned over'
     losses = ' or '.join(map(display_name, kd.loss.unique()))
-    return (f"{_augmented.format(listed(runs['size']), flips)} Distillation: {losses}, temperature {temperature}, "
+    as_is = '' if runs.augment.all() else ' Students that are not augmented see each image as it is.'
+    return (f"{_augmented.format(listed(runs['size']), flips)}{as_is} Distillation: {losses}, temperature {temperature}, "
             f"weight {alpha}. Seeds {listed(sorted(runs.seed))}; profile {listed(runs.profile)}.")
 
 def setup_table(
@@ -179,11 +181,11 @@ def _source_gains(source, metric):
     scores = df.pivot(index=_setting, columns='distilled', values=metric)
     return (scores[True]-scores[False]).to_dict()
 
-def _reproduced(runs, key, group, theirs):
+def _reproduced(runs, key, group, theirs, metric):
     "One row of the reproduction table"
     teacher,balance,student = key
     kd,alone = (pick(runs, role='student', teacher=o, balance=balance, model=student) for o in (teacher, ''))
-    _,low,high,p = paired_difference(kd, alone[alone.seed.isin(kd.seed)])
+    _,low,high,p = paired_difference(kd, alone[alone.seed.isin(kd.seed)], metric)
     ours = group.gain.mean()
     numbers = dict(source=theirs, ours=ours, ours_sd=group.gain.std(ddof=1), low=low, high=high, p=p)
     return dict(zip(_setting, key)) | numbers | dict(difference=ours-theirs, text=mean_sd(group.gain, sign=True))
@@ -192,12 +194,12 @@ def _reproduced(runs, key, group, theirs):
 def reproduction_table(
     runs:pd.DataFrame, # from `load_runs`
     source, # rows of (teacher, balance, student, distilled, *`scores_shown`), as in the study's TOML file
-    metric:str='f1' # column
+    metric:str='f1' # "f1" or "accuracy"
 ) -> Table: # rows teacher × balance × student
     "The source's gain from distillation, ours, and the difference"
-    theirs = _source_gains(source, metric)
+    theirs = _source_gains(source, check_name(metric, ['f1', 'accuracy'], 'metric'))
     single = gains(runs[~multi_teacher(runs)], metric).rename(columns=dict(model='student'))
-    rows = [_reproduced(runs, key, group, theirs.get(key, np.nan)) for key,group in single.groupby(_setting)]
+    rows = [_reproduced(runs, key, group, theirs.get(key, np.nan), metric) for key,group in single.groupby(_setting)]
     data = pd.DataFrame(rows).assign(p=lambda o: holm(o.p))
     text = data[_setting].assign(Source=data.source.map('{:+.2f}'.format), Ours=data.text)
     text['95 % CI'] = [f'[{r.low:+.3f}, {r.high:+.3f}]{"*"*(r.p<.05)}' for r in data.itertuples()]

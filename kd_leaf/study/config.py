@@ -168,6 +168,20 @@ def _seed_runs(study, base, kind, open_store):
     back = [_taught_by(s, distilled, study.kd) for s in students if s.model in study.grid.get('from_ensemble', [])]
     return runs + distilled + back
 
+# %% ../../nbs/study/02_config.ipynb #2e7066bc
+def _check_variants(study):
+    "`ValueError` for what would leave a variant without a baseline of its own"
+    if not (varied := variant_names(dict(grid=study.grid))): return
+    if which := study.grid.get('from_ensemble'):
+        raise ValueError(f'from_ensemble={which} beside variants: put it into a study without, '
+                         'so that it is clear which students are the ensemble')
+    if len(several := study.grid['balance'])>1:
+        raise ValueError(f'balance={several} beside variants, which start from one: choose it, and let a variant change it')
+    for name,own in study.students.items():
+        if clash := sorted(varied & own.keys()):
+            raise ValueError(f'students.{name} sets {clash[0]}, which variants change: set it in `student`')
+
+
 # %% ../../nbs/study/02_config.ipynb #fb5da8da
 def _all_runs(study, store, kind, open_store):
     "The runs of all seeds and balances"
@@ -182,9 +196,7 @@ def make_runs(
     open_store=image_store # opens the images of a pretraining, by name and size
 ) -> list[Run]: # teachers before their students
     "The runs of a study; `ValueError` for what no run can have"
-    if study.grid.get('variants') and (which := study.grid.get('from_ensemble')):
-        raise ValueError(f'from_ensemble={which} beside variants: put it into a study without, '
-                         'so that it is clear which students are the ensemble')
+    _check_variants(study)
     try: runs = list(_all_runs(study, store, kind, open_store))
     except ValueError as e: raise ValueError(f'study {study.name!r}, profile {study.profile!r}: {e}') from e
     return sorted(dict.fromkeys(runs), key=lambda r: (r.seed, roles.index(r.role)))

@@ -61,12 +61,16 @@ class _Graph:
     tries:dict   # key: how often it was started
     folder:str   # where jobs leave their progress
     shares:dict  # key: the progress last seen
+    lost:set     # keys of jobs whose worker died, or went down with another's
 
     def ready(self):
-        "Jobs whose needs are met, in order"
+        "Jobs whose needs are met, in order; one that was lost runs alone, to do no harm to others"
         busy = {j.key for j in self.running.values()}
         open_ = {k for k in self.jobs if k not in self.results}
-        return [j for k,j in self.jobs.items() if k in open_-busy and not j.needs & open_]
+        waiting = [j for k,j in self.jobs.items() if k in open_-busy and not j.needs & open_]
+        if busy & self.lost: return []
+        suspects = [j for j in waiting if j.key in self.lost]
+        return suspects[:not busy] if suspects else waiting
 
     def fail_dependents(self):
         "Jobs that need a failed one fail with it; yields them"
@@ -92,6 +96,7 @@ def _outcome(graph, future, job, executor, retries):
         e = _cause(e)
         if isinstance(e, DiskFull): raise e
         if lost := isinstance(e, executor.lost): executor.replace(future)
+        if lost and executor.shared: graph.lost.add(job.key)
         again = lost or isinstance(e, (OSError, MemoryError)) and not isinstance(e, FileNotFoundError)
         if again and graph.tries[job.key]<=retries: return _again
         return Failure(f'{type(e).__name__}: {e}', traceback.format_exc(), graph.tries[job.key])
@@ -117,7 +122,7 @@ def run_jobs(
 ) -> dict: # key: result or `Failure`
     "Do all jobs, each as soon as what it needs is done; `DiskFull` ends everything"
     folder = tempfile.TemporaryDirectory(prefix='kd_leaf-')
-    graph = _Graph({j.key: j for j in jobs}, {}, {}, {j.key: 0 for j in jobs}, folder.name, {})
+    graph = _Graph({j.key: j for j in jobs}, {}, {}, {j.key: 0 for j in jobs}, folder.name, {}, set())
     try:
         while len(graph.results)<len(graph.jobs):
             _submit_ready(graph, work, executor, claim, on_tick, on_done)

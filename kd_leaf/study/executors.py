@@ -16,7 +16,7 @@ from ..checks import check_name,check_number,import_extra
 # %% ../../nbs/study/06_executors.ipynb #4e3f4662
 class SerialExecutor:
     "Runs each job in this process, when it is submitted"
-    slots,lost = 1,()
+    slots,lost,shared = 1,(),False
 
     def submit(self,
         work, # function
@@ -41,6 +41,7 @@ class SerialExecutor:
 # %% ../../nbs/study/06_executors.ipynb #24c6e66c
 class ProcessExecutor:
     "Runs jobs in worker processes of this machine, with one thread each"
+    shared = True # a worker that dies takes the jobs of all others with it
     def __init__(self,
         workers:int # processes
     ):
@@ -96,6 +97,7 @@ def _open_stores(paths):
 
 class RayExecutor:
     "Runs jobs as tasks on a Ray cluster"
+    shared = False
     def __init__(self,
         address:str='', # of the cluster: "auto", "host:port", "ray://host:port"; empty: a local one is started
         workers:int=None, # jobs at a time; what the cluster has by default
@@ -109,7 +111,7 @@ class RayExecutor:
         except (OSError, ValueError, RuntimeError) as e:
             remedy = 'start one with `ray start --head`, or leave address empty'
             raise ConnectionError(f'no Ray cluster at {address!r} ({e}): {remedy}') from e
-        errors = self.ray.exceptions
+        self.tasks,errors = {},self.ray.exceptions
         self.lost = errors.RaySystemError,errors.WorkerCrashedError,errors.NodeDiedError
         self._measure(workers, threads, retries)
         self._check_versions()
@@ -154,7 +156,11 @@ def submit(self:RayExecutor,
     *args # its arguments
 ) -> Future:
     "Start a task"
-    return self.ray.remote(work).options(**self.options).remote(*args).future()
+    task = self.ray.remote(work).options(**self.options).remote(*args)
+    future = task.future()
+    self.tasks[future] = task
+    future.add_done_callback(lambda o: o.cancelled() or self.tasks.pop(o, None)) # `close` cancels the task itself
+    return future
 
 @patch
 def replace(self:RayExecutor,
@@ -162,7 +168,9 @@ def replace(self:RayExecutor,
 ): "Ray itself starts it again"
 
 @patch
-def close(self:RayExecutor): "The cluster is the user's"
+def close(self:RayExecutor):
+    "Stop what still runs; the cluster is the user's"
+    for task in list(self.tasks.values()): self.ray.cancel(task)
 
 # %% ../../nbs/study/06_executors.ipynb #91aac6a4
 engines = 'serial', 'processes', 'ray', 'auto'

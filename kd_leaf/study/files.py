@@ -210,10 +210,10 @@ def todo_runs(
 
 # %% ../../nbs/study/04_files.ipynb #8bba85dd
 def _copy_record(source, dest, study):
-    "Copy a record and its predictions into another study's folder"
-    record = read_record(source)
+    "Copy a record and its predictions, if they are as they were written, into another study's folder"
+    check_scores(source)
     with atomic_path(preds_path(dest)) as tmp: shutil.copyfile(preds_path(source), tmp)
-    write_record(dest, record | dict(study=study.name, profile=study.profile))
+    write_record(dest, read_record(source) | dict(study=study.name, profile=study.profile))
 
 def reuse_records(
     study:Study, # whose folder the records come into

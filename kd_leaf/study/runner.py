@@ -73,7 +73,7 @@ def _history(learn):
 
 # %% ../../nbs/study/10_runner.ipynb #7ebc8091
 def _do_run(run, store, device, cbs, sha256, teacher_store):
-    tune_malloc() # this process does nothing but runs
+    tune_malloc()
     free_memory(),reset_peak()
     start = time.perf_counter()
     learn,kd,n = fit_run(run, store, device, cbs, sha256, teacher_store)

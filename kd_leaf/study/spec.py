@@ -75,7 +75,8 @@ _run_fields = {f.name: f.type for f in fields(Run) if f.name not in _never}
 _alone = {k: t for k,t in _run_fields.items() if k not in kd_only}
 _student = {k: t for k,t in _alone.items() if k!='seed'}
 _taught = _alone | {k: t for k,t in _run_fields.items() if k in kd_only-{'teacher'}}
-_kd = {k: t for k,t in _run_fields.items() if k not in ('seed', 'teacher')}
+_variant = {k: t for k,t in _run_fields.items() if k!='seed'}
+_kd = {k: t for k,t in _run_fields.items() if k in kd_only-{'teacher'}} # what else a run has, its baseline must have too
 _selector = dict(epochs=int, lr=float, bs=int)
 _parts = dict(teacher=dict, teachers=dict, student=dict, students=dict, kd=dict, selector=dict, grid=dict)
 _profile = dict(dataset=str, size=int, seeds=list) | _parts
@@ -112,7 +113,7 @@ def _check_grid(where, grid):
         _check_kind(f'{where}: variants.{name}', group, list)
         for v in group:
             _check_kind(f'{where}: variants.{name}: an entry', v, dict)
-            _check_table(f'a variant of {where}', v, _kd | dict(teacher=str))
+            _check_table(f'a variant of {where}', v, _variant)
 
 def _check_parts(where, spec):
     "The tables of a definition, or of one of its profiles"

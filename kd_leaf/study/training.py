@@ -25,7 +25,8 @@ from ..distill.features import FeatureKDCallback
 from ..distill.learner import make_learner
 from ..distill.losses import feature_losses
 from ..models.precision import GrowImages,fastest_precision
-from ..models.zoo import create_model,smote_features
+from ..models.features import smote_features
+from ..models.zoo import create_model
 from .run import Run,architecture
 from .files import weights_path
 
