@@ -75,6 +75,27 @@ def test_an_error_on_a_node_is_one_line(cluster):
     assert (failed.error, failed.tries) == ('ValueError: lr=1e30', 1)
 
 
+def wait_long(k, folder, tick):
+    "Nothing for the first job, ten seconds in small steps for the second"
+    (Path(folder)/f'{k}.began').touch()
+    for _ in range(100*k): time.sleep(.1)
+    (Path(folder)/f'{k}.ended').touch()
+
+
+def test_what_runs_is_stopped_with_the_study(cluster, tmp_path):
+    "After Ctrl-C no task goes on, beside which the next start would train the same run"
+    def interrupt(job, result):
+        while not (tmp_path/'1.began').exists(): time.sleep(.05)
+        raise KeyboardInterrupt
+    jobs = [Job(str(k), (k, str(tmp_path))) for k in range(2)]
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(wait_long, jobs, make_executor('ray', address=cluster[0].address), interrupt)
+    for _ in range(100):
+        if not any(map(is_busy, cluster[1])): break
+        time.sleep(.05)
+    assert not any(map(is_busy, cluster[1])) and not (tmp_path/'1.ended').exists()
+
+
 def work(k, folder, tick):
     "Leave a line for each try, and take long enough to be killed"
     with open(Path(folder)/f'{k}.tries', 'a') as f: f.write(f'{ray.get_runtime_context().get_node_id()}\n')

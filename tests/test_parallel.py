@@ -5,9 +5,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = '''
-import copy, json, sys
+import contextlib, copy, json, sys
 from pathlib import Path
 import torch
+from fastai.callback.core import Callback
 from fastai.torch_core import rank_distrib
 from kd_leaf.core import seed_everything
 from kd_leaf.data.store import image_store
@@ -32,6 +33,14 @@ for name, cbs in dict(alone=[], taught=[KDCallback(teacher)], cached=[KDCallback
     with parallel(learn), learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 1e-2, cbs=cbs)
     weight = sum(p.double().abs().sum().item() for p in learn.model.parameters())
     out[name] = [*map(float, learn.recorder.losses), *(v for o in learn.recorder.values for v in o), weight]
+
+class Interrupt(Callback):
+    def before_epoch(self):
+        if self.epoch: raise KeyboardInterrupt
+
+learn, whole = make_learner(dls, copy.deepcopy(student)), dls.loaders
+with contextlib.suppress(KeyboardInterrupt), parallel(learn), learn.no_bar(), learn.no_logging(): learn.fit(3, cbs=Interrupt())
+out['left'] = [type(learn.model).__name__, dls.loaders is whole, dls.train.bs, dls.train.shard]
 if not rank_distrib(): dest.write_text(json.dumps(out))
 '''
 
@@ -52,4 +61,5 @@ def test_two_processes_give_the_loss_curve_of_twice_the_batch(tmp_path):
     for name in ('alone', 'taught', 'cached'):
         assert len(two[name]) > 2*128//32
         assert two[name] == pytest.approx(one[name], rel=1e-4), name
+    assert two['left'] == ['Sequential', True, 16, [0, 1]]  # after an interrupt the Learner is whole again
     assert one['alone'] != pytest.approx(one['taught'], rel=1e-2)  # as they would be if nothing were compared

@@ -8,6 +8,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/distill/learner.html.md"""
 __all__ = ['split_head', 'make_learner', 'distill', 'predict_logits']
 
 # %% ../../nbs/distill/06_learner.ipynb #b999d702
+import contextlib,sys
 import numpy as np, torch
 from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import Learner # brings fit_one_cycle and fine_tune
@@ -15,6 +16,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import F1Score,accuracy
 from fastai.optimizer import Adam
 from fastcore.foundation import L
+from fastprogress.fastprogress import IN_NOTEBOOK
 from torch import nn
 from ..checks import check_kind,check_name,check_training
 from ..core import seed_everything
@@ -94,6 +96,10 @@ def _check(epochs, lr, temperature, alpha, wd, seed, precision):
     check_training(**{k: v for k,v in dict(wd=wd, seed=seed).items() if v is not None})
     check_name(precision, [*precisions, 'auto'], 'precision')
 
+def _bar(learn):
+    "fastai's progress bar where somebody watches: in a notebook, or at a terminal"
+    return contextlib.nullcontext() if IN_NOTEBOOK or sys.stderr.isatty() else learn.no_bar()
+
 def _cached(dls, teacher, epochs, cbs):
     "The teacher's cache for the views that will be shown; the teacher itself where nothing can be cached"
     if isinstance(teacher, (TeacherLogits, MeanLogits)): return teacher
@@ -128,7 +134,8 @@ def distill(
     if by is not teacher: kd = KDCallback(by, loss, temperature, alpha)
     if seed is not None: seed_everything(seed), dls.train.rng.seed(seed) # the loader shuffles by a generator of its own
     pretrained = isinstance(student, str) and weights!='none' and (weights!='auto' or has_weights(student))
-    learn.fit_one_cycle(epochs, lr or (2e-3 if pretrained else 3e-3), wd=wd, cbs=[kd, StopOnNaN(), *L(cbs)])
+    with _bar(learn):
+        learn.fit_one_cycle(epochs, lr or (2e-3 if pretrained else 3e-3), wd=wd, cbs=[kd, StopOnNaN(), *L(cbs)])
     return learn
 
 # %% ../../nbs/distill/06_learner.ipynb #36744286

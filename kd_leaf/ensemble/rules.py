@@ -102,7 +102,7 @@ tau_scores = dict( # what the strength may be fitted for: functions of targets a
 def fit_tau(
     logits, # (n, n_classes), of valid
     targets, # (n,) class numbers
-    shares, # (n_classes,) share of each class among the training images, above 0
+    shares, # (n_classes,) share of each class among the training images, or among others drawn alike, above 0
     taus=None, # tried; from -1 to 2 in steps of an eighth by default
     score:str='f1' # what is to be highest: "f1" (macro), or "both", the mean of accuracy and macro F1
 ) -> float: # to be used as `logits-tau*np.log(shares)`
