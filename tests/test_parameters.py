@@ -81,7 +81,7 @@ KEYS = [  # old, new, what the error says
     ('balance = ["none"]', 'balance = ["none"]\nvariants = [{temprature = 1.0}]', "'temprature': did you mean 'temperature'"),
     ('lr = 1e-3', 'lr = 0', '[teacher]: lr=0: choose a number above 0'), ('lr = 1e-3', 'bs = 1', '[teacher]: bs=1'),
     ('fraction = 0.5', 'fraction = 1.5', '[student]: fraction=1.5'), ('fraction = 0.5', 'start_size = 64', '[student]: start_size=64: choose at most size=32'),
-    ('temperature = 4.0', 'temperature = 0', '[kd]: temperature=0'), ('alpha = 0.7', 'views = -1', '[kd] 'views': choose one of'), ('selector = {epochs = 2}', 'selector = {epochs = 0}', '[selector]: epochs=0'),
+    ('temperature = 4.0', 'temperature = 0', '[kd]: temperature=0'), ('alpha = 0.7', 'views = -1', "[kd] 'views': choose one of"), ('selector = {epochs = 2}', 'selector = {epochs = 0}', '[selector]: epochs=0'),
     ('size = 32', 'size = 4', '[profile.quick]: size=4'), ('seeds = [0]', 'seeds = [-1]', 'seeds: seed=-1'), ('teacher = {epochs = 1}', 'teacher = {epochs = 0}', '[profile.quick] [teacher]: epochs=0'),
     ('balance = ["none"]', 'balance = ["none"]\nvariants = [{alpha = 2.0}]', 'alpha=2.0: choose a number from 0 to 1'),
     ('balance = ["none"]', 'balance = ["none"]\nvariants = ["dkd"]', "an entry = 'dkd': give a table"),
