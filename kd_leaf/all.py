@@ -60,8 +60,8 @@ from .deploy.runtime import OnnxClassifier
 
 # %% ../nbs/all.ipynb #97977908
 _all_ = [
-    'seed_everything', 'list_cards', 'load_card', 'have_images', 'image_store', 'ImageStore', 'take_fraction', 'write_card',
-    'SamplePlan', 'StoreDataLoaders', 'leaf_transforms', 'store_dls', 'Views', 'show_views', 'view_dls',
+    'seed_everything', 'list_cards', 'load_card', 'have_images', 'image_store', 'ImageStore', 'take_fraction',
+    'write_card', 'SamplePlan', 'StoreDataLoaders', 'leaf_transforms', 'store_dls', 'Views', 'show_views', 'view_dls',
     'class_counts', 'class_weights', 'over_sample', 'resampling_plan', 'smote', 'under_sample',
     'create_model', 'list_models', 'load_weights', 'model_table', 'n_params', 'save_weights',
     'feature_losses', 'losses', 'MeanLogits', 'TeacherLogits', 'cache_teacher', 'FeatureKDCallback',

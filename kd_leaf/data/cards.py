@@ -37,7 +37,7 @@ class Card:
     archive:dict = field(default_factory=dict) # file, sha256 of a zip of class folders
     fetch:dict = field(default_factory=dict)   # via, ref, note: how to get the publisher's files
     layout:dict = field(default_factory=dict)  # how the publisher's files become class folders
-    merge:dict = field(default_factory=dict)   # of: a card, whose images these are; classes: which are one; drop: left out
+    merge:dict = field(default_factory=dict)  # of: a card, whose images; classes: which are one; drop: left out
 
     def __post_init__(self):
         _check_folder_name('name of a card', self.name)
@@ -201,6 +201,7 @@ def _find_folder(source):
     check_name(str(source), known, f'data set (there is no folder {path.resolve()} either)')
     raise ValueError(f'{source} are drawn by code, there is no folder of them: use image_store({source!r})')
 
+# %% ../../nbs/data/02_cards.ipynb #0266a9c0
 def find_images(
     source # name of a card, or any folder of class folders
 ) -> Path: # folder of class folders, or of splits of them

@@ -233,7 +233,7 @@ def write_card(
     about:str='', # one or two sentences
     dest='cards' # folder that the card is written to
 ) -> Card:
-    "Write a data card for a folder of images; the errors of `list_images`, `FileExistsError` for a card that says otherwise"
+    "Write a data card for a folder of images; the errors of `list_images`, `FileExistsError` for another card"
     folder = Path(folder).resolve()
     df = list_images(folder)
     said = dict(name=folder.name, title=title or folder.name, about=about, source=source, terms=terms or 'Not stated.')
@@ -243,6 +243,7 @@ def write_card(
     lines = [f'{k} = {_toml(v)}' for k,v in said.items()]
     lines += ['', '[counts]', *(f'{k} = {n}' for k,n in counts.items()), '']
     file,text = Path(dest)/f'{folder.name}.toml','\n'.join(lines)
-    if file.exists() and file.read_text(encoding='utf-8')!=text: raise FileExistsError(f'{file} says otherwise: remove it')
+    if file.exists() and file.read_text(encoding='utf-8')!=text:
+        raise FileExistsError(f'{file} says otherwise: remove it')
     with atomic_path(file) as tmp: tmp.write_text(text, encoding='utf-8')
     return card

@@ -60,6 +60,7 @@ def _same_classes(**said):
         if ours!=theirs: raise ValueError(f'the classes of {a} are {", ".join(ours)}, those of {b} {", ".join(theirs)}')
     return next(iter(known.values()), None)
 
+# %% ../../nbs/deploy/08_cli.ipynb #3bc82644
 def _calibrated(net, store, folder, about, int8, right):
     "Export, calibrate and perhaps quantize in a folder; the file"
     from kd_leaf.deploy.calibrate import calibrate_onnx

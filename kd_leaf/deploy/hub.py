@@ -108,13 +108,14 @@ def _check_dest(dest, onnx):
     if others := sorted({o.name for o in dest.iterdir()}-ours):
         raise FileExistsError(f'{dest} holds {others[0]}, which belongs to no release: name a folder of its own')
 
+# %% ../../nbs/deploy/07_hub.ipynb #8ab4881d
 def write_release(
     onnx, # file made by `export_onnx`, or a list of files of the same weights, the one to be run first
     model, # Learner or module of these weights
     dest, # folder to write, whole or not at all
     **fields # for `model_card`
 ) -> Path: # the folder
-    "Write what is shared of a student; `ValueError` for other weights or an empty card, `FileExistsError` for a folder in use"
+    "Write what is shared of a student; `ValueError` for other weights or an empty card, `FileExistsError`"
     classifiers = [OnnxClassifier(o) for o in (onnx if isinstance(onnx, (list, tuple)) else [onnx])]
     module,dest,first = model.model if isinstance(model, Learner) else model,Path(dest),classifiers[0]
     card = model_card(first, [o.path.name for o in classifiers], **fields)

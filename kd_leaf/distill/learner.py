@@ -39,8 +39,9 @@ def split_head(
     return [o for o in (body, head) if o]
 
 # %% ../../nbs/distill/06_learner.ipynb #600a0e56
-def _class_weights(weights, vocab):
+def _class_weights(weights, vocab, loss_func):
     "One weight a class, as a tensor; `TypeError` or `ValueError` otherwise"
+    if loss_func: raise ValueError('class_weights beside loss_func: give the weights to that loss')
     if isinstance(weights, str):
         raise TypeError(f'class_weights={weights!r}: give numbers, such as `class_weights(store)`')
     weights = torch.as_tensor(weights, dtype=torch.float32)
@@ -73,9 +74,7 @@ def make_learner(
     if precision=='auto':
         precision = fastest_precision(name, dls.one_batch()[0].shape[-1], str(dls.device)) if named else 'fp32'
     own = set_precision(model, precision)
-    if class_weights is not None and loss_func:
-        raise ValueError('class_weights beside loss_func: give the weights to that loss')
-    if class_weights is not None: class_weights = _class_weights(class_weights, vocab).to(dls.device)
+    if class_weights is not None: class_weights = _class_weights(class_weights, vocab, loss_func).to(dls.device)
     metrics = [accuracy, F1Score(average='macro')] if metrics is None else metrics
     for o in L(metrics):
         if isinstance(o, str): raise TypeError(f'metrics={o!r}: give functions, such as fastai.metrics.accuracy')

@@ -12,6 +12,7 @@ import contextlib,os
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import num_distrib,rank_distrib
+from fastcore.basics import patch
 from torch import distributed as dist,nn
 from torch.nn.parallel import DistributedDataParallel
 from ..data.loaders import StoreLoader
@@ -23,7 +24,7 @@ def shard(
     n:int, # of processes
     state=None # of the generator that shuffles, the same in all processes; the loader's own by default
 ) -> StoreLoader: # as long as `dl` would be with `n` times its batch size, without a last batch of too few images
-    "The part of a loader that one of several processes sees; `TypeError` for one not ours, `ValueError` for too few images"
+    "The part of a loader that one of several processes sees; `TypeError`, or `ValueError` for too few images"
     if not isinstance(dl, StoreLoader):
         raise TypeError(f"{type(dl).__name__} cannot be divided: use store_dls or view_dls, or fastai's distrib_ctx")
     if dl.n<2*n: raise ValueError(f'{dl.n} training images for {n} processes: each needs two')
@@ -51,6 +52,7 @@ def _norms(model):
     children = [(o, name, m) for o in model.modules() for name,m in o.named_children()]
     return [o for o in children if isinstance(o[2], nn.modules.batchnorm._BatchNorm)]
 
+# %% ../../nbs/distill/07_parallel.ipynb #f3e8c4a5
 class ParallelTrainer(Callback):
     "Train with all processes that a launcher has started: batches are divided, gradients averaged"
     order = 55 # after distillation has made the loss
@@ -79,16 +81,18 @@ class ParallelTrainer(Callback):
 
     def after_fit(self): self.restore()
 
-    def restore(self):
-        "Leave the Learner as it was, but trained; also after an error or an interrupt"
-        if self.whole is None: return
-        self.whole[0].rng.setstate(self.learn.dls.train.rng.getstate())
-        self.learn.dls.loaders = self.whole
-        if isinstance(self.learn.model, DistributedDataParallel): self.learn.model = self.learn.model.module
-        for parent,name,norm in self.norms: # they share weights and statistics with those that took their place
-            norm.train(getattr(parent, name).training)
-            setattr(parent, name, norm)
-        self.norms,self.whole = [],None
+# %% ../../nbs/distill/07_parallel.ipynb #2377d561
+@patch
+def restore(self:ParallelTrainer):
+    "Leave the Learner as it was, but trained; also after an error or an interrupt"
+    if self.whole is None: return
+    self.whole[0].rng.setstate(self.learn.dls.train.rng.getstate())
+    self.learn.dls.loaders = self.whole
+    if isinstance(self.learn.model, DistributedDataParallel): self.learn.model = self.learn.model.module
+    for parent,name,norm in self.norms: # they share weights and statistics with those that took their place
+        norm.train(getattr(parent, name).training)
+        setattr(parent, name, norm)
+    self.norms,self.whole = [],None
 
 # %% ../../nbs/distill/07_parallel.ipynb #3e2201f4
 @contextlib.contextmanager

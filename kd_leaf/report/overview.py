@@ -100,7 +100,8 @@ def _overview_row(name, spec):
     best = best_student(runs)
     first,taught_by = best.iloc[0],runs[runs.key.isin(best.teacher_key)]
     alone = pick(runs, role='student', model=first.model, balance=first.balance, teacher='')
-    row = dict(study=name, title=spec['title'], dataset=first.dataset, student=first.model, teacher=first.teacher, profile=first.profile)
+    row = dict(study=name, title=spec['title'], dataset=first.dataset, profile=first.profile)
+    row |= dict(student=first.model, teacher=first.teacher)
     row |= dict(labels=best.n_train.max(), size=first.params/taught_by.params.iloc[0], seeds=best.seed.nunique())
     row |= dict(minutes=_minutes(name, first.profile))
     for k in _scores:
@@ -128,7 +129,8 @@ def overview_table() -> Table: # a row a study
         text[f'Gain in {what}'] = [with_ci(*gain)+mark for gain,mark in zip(changes, dagger)]
     profiles,seeds = (', '.join(map(str, data[k].unique())) for k in ('profile', 'seeds'))
     large = ' and '.join(_shown(data.study[data['size']>1]))
-    caption = _overview_note.format(f' The student is the larger network in: {large}.' if large else '', profiles, seeds, few_images)
+    larger = f' The student is the larger network in: {large}.' if large else ''
+    caption = _overview_note.format(larger, profiles, seeds, few_images)
     return Table('overview', 'All studies', caption, data, text)
 
 # %% ../../nbs/report/08_overview.ipynb #00691f05

@@ -154,7 +154,8 @@ def _setup_caption(runs):
     flips = 'mirrored but never turned over' if runs.upright.all() else 'mirrored and turned over'
     losses = ' or '.join(map(display_name, kd.loss.unique()))
     as_is = '' if runs.augment.all() else ' Students that are not augmented see each image as it is.'
-    return (f"{_augmented.format(listed(runs['size']), flips)}{as_is} Distillation: {losses}, temperature {temperature}, "
+    return (f"{_augmented.format(listed(runs['size']), flips)}{as_is} "
+            f"Distillation: {losses}, temperature {temperature}, "
             f"weight {alpha}. Seeds {listed(sorted(runs.seed))}; profile {listed(runs.profile)}.")
 
 def setup_table(

@@ -176,7 +176,8 @@ def _check_variants(study):
         raise ValueError(f'from_ensemble={which} beside variants: put it into a study without, '
                          'so that it is clear which students are the ensemble')
     if len(several := study.grid['balance'])>1:
-        raise ValueError(f'balance={several} beside variants, which start from one: choose it, and let a variant change it')
+        raise ValueError(f'balance={several} beside variants, which start from one: choose it, '
+                         'and let a variant change it')
     for name,own in study.students.items():
         if clash := sorted(varied & own.keys()):
             raise ValueError(f'students.{name} sets {clash[0]}, which variants change: set it in `student`')

@@ -97,7 +97,6 @@ def _open_stores(paths):
 
 class RayExecutor:
     "Runs jobs as tasks on a Ray cluster"
-    shared = False
     def __init__(self,
         address:str='', # of the cluster: "auto", "host:port", "ray://host:port"; empty: a local one is started
         workers:int=None, # jobs at a time; what the cluster has by default
@@ -111,7 +110,7 @@ class RayExecutor:
         except (OSError, ValueError, RuntimeError) as e:
             remedy = 'start one with `ray start --head`, or leave address empty'
             raise ConnectionError(f'no Ray cluster at {address!r} ({e}): {remedy}') from e
-        self.tasks,errors = {},self.ray.exceptions
+        self.tasks,self.shared,errors = {},False,self.ray.exceptions
         self.lost = errors.RaySystemError,errors.WorkerCrashedError,errors.NodeDiedError
         self._measure(workers, threads, retries)
         self._check_versions()

@@ -76,7 +76,7 @@ _alone = {k: t for k,t in _run_fields.items() if k not in kd_only}
 _student = {k: t for k,t in _alone.items() if k!='seed'}
 _taught = _alone | {k: t for k,t in _run_fields.items() if k in kd_only-{'teacher'}}
 _variant = {k: t for k,t in _run_fields.items() if k!='seed'}
-_kd = {k: t for k,t in _run_fields.items() if k in kd_only-{'teacher'}} # what else a run has, its baseline must have too
+_kd = {k: t for k,t in _run_fields.items() if k in kd_only-{'teacher'}} # what else it has, so has its baseline
 _selector = dict(epochs=int, lr=float, bs=int)
 _parts = dict(teacher=dict, teachers=dict, student=dict, students=dict, kd=dict, selector=dict, grid=dict)
 _profile = dict(dataset=str, size=int, seeds=list) | _parts
