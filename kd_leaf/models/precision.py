@@ -178,9 +178,8 @@ def fastest_precision(
     n:int=2 # rounds
 ) -> str: # "fp32", "fp32_cl" or "bf16"
     "The fastest precision for a model here: measured once, then remembered in the cache"
-    key = dict(name=name, size=size, train=train, memory='kept' if _malloc['tuned'] else 'system',
-               where=f'{device}: {device_name(device)}', isa=torch.backends.cpu.get_cpu_capability(),
-               torch=torch.__version__)
+    here = f'{device}: {device_name(device)}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}'
+    key = dict(name=name, size=size, train=train, memory='kept' if _malloc['tuned'] else 'system', where=here)
     note = cache_dir('speed')/f'{stable_hash(key)}.json'
     with FileLock(note.with_suffix('.lock')): # or two processes could come to different answers
         if note.exists(): return read_json(note)['precision']
