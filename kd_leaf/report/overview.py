@@ -17,7 +17,7 @@ from ..study.spec import list_studies,study_spec
 from .build import save_figures
 from .ensembles import load_selectors
 from .figures import draw_dumbbells,new_axes
-from .format import Table,display_name,escape,few_images,mean_sd,with_ci
+from .format import Table,display_name,escape,few_images,mean_sd,run_name,with_ci
 from .tables import best_student,gains,paired_difference,reproduction_table
 
 # %% ../../nbs/report/08_overview.ipynb #31b21673
@@ -36,9 +36,9 @@ def _report_of(row, main, selectors):
         return 'accuracy of selector',row['accuracy'],pick(selectors, **where).accuracy.to_numpy()
     slot = 'model' if row['role']=='teacher' else 'teacher'
     names,note = teachers_of(main).model.unique(),'' # and none of variants only
-    if row[slot] not in names: where[slot],note = names[0],f' (here {display_name(names[0])})'
+    if row[slot] and row[slot] not in names: where[slot],note = names[0],f' (here {display_name(names[0])})'
     if row['role']=='teacher': where['teacher'] = ''
-    name = display_name(row['model'])+(f" ← {display_name(row['teacher'])}" if 'teacher' in row else '')
+    name = run_name(pd.Series(dict(teacher='') | row))
     return f'accuracy of {name}{note}',row['accuracy'],pick(main, **where).accuracy.to_numpy()
 
 def _reported(name):

@@ -13,7 +13,7 @@ from dataclasses import fields
 import numpy as np, pandas as pd
 from ..checks import check_name
 from ..evaluate.metrics import agreement,calibration_error,class_report,fit_temperature,holm,paired_bootstrap
-from .format import Table,describe,display_name,listed,made_from,mean_sd,run_name
+from .format import Table,accuracy_with_ci,describe,display_name,listed,made_from,mean_sd,run_name
 from ..study.run import Run,kd_only
 from ..study.config import multi_teacher
 from ..study.records import pick,saved_logits
@@ -85,15 +85,13 @@ def _with_weighted(rows):
 # %% ../../nbs/report/01_tables.ipynb #51ddbf3f
 def _for_display(df): return df.rename(columns=lambda c: display_name(c, c.capitalize())).map(display_name)
 
-def _aggregate(runs, by, metrics):
+def _aggregate(runs, by, *more):
     "Mean, sd and number of seeds of each group, as numbers and as text"
-    numbers,texts = [],[]
+    numbers,texts,metrics = [],[],(*scores_shown, 'f1_weighted', *more)
     for group,rows in runs.groupby(by, sort=False):
         where,rows = dict(zip(by, group)),rows.sort_values('seed')
-        means = {f'{m}_mean': rows[m].mean() for m in metrics}
-        sds = {f'{m}_sd': rows[m].std(ddof=1) for m in metrics}
-        columns = [k for m in metrics for k in (f'{m}_mean', f'{m}_sd')]
-        numbers.append(where | {k: (means | sds)[k] for k in columns} | dict(seeds=len(rows)))
+        found = {f'{m}_{k}': f(rows[m]) for m in metrics for k,f in dict(mean=pd.Series.mean, sd=pd.Series.std).items()}
+        numbers.append(where | found | dict(seeds=len(rows)))
         texts.append(where | {m: mean_sd(rows[m]) for m in metrics})
     return pd.DataFrame(numbers),pd.DataFrame(texts)
 
@@ -126,23 +124,26 @@ def kd_table(
     rows = runs[of_teacher & (runs.balance==balance)].sort_values(['model', 'teacher', 'seed'])
     if rows.empty: raise LookupError(f'no students with balance={balance!r}')
     rows = _with_weighted(rows.assign(student=rows.model, KD=np.where(rows.teacher=='', 'no', 'yes')))
-    data,text = _aggregate(rows, ['student', 'KD'], [*scores_shown, 'f1_weighted'])
+    data,text = _aggregate(rows, ['student', 'KD'])
     for student in _better(rows): text.loc[(text.student==student) & (text.KD=='yes'), 'f1'] += '*'
     title = f'Students of {display_name(teacher)}, {display_name(balance)}'
     text = _for_display(text).rename(columns=dict(Kd='KD'))
     return Table(f'{teacher}_{balance}', title, describe(rows)+_star, data, text, made_from(rows))
 
 # %% ../../nbs/report/01_tables.ipynb #7bccf867
+_wilson = ' In brackets: 95 % CI of accuracy over the {:,} test images (Wilson), for a network that was trained once.'
+
 def teacher_table(
     runs:pd.DataFrame # from `load_runs`
 ) -> Table: # rows teacher × balance
     "The teachers themselves"
     rows = _with_weighted(pick(runs, role='teacher').sort_values(['model', 'balance', 'seed']))
-    shown = [*scores_shown, 'f1_weighted', 'valid_f1']
-    data,text = _aggregate(rows.assign(teacher=rows.model), ['teacher', 'balance'], shown)
+    data,text = _aggregate(rows.assign(teacher=rows.model), ['teacher', 'balance'], 'valid_f1')
+    n,once = len(saved_logits(rows.head(1), 'test')[1]),data.seeds==1
+    text.loc[once, 'accuracy'] = [accuracy_with_ci(o, n) for o in data.accuracy_mean[once]]
     text = _for_display(text).rename(columns=dict(Valid_f1='F1, valid'))
     if rows.teacher.any(): text['Teacher'] = [run_name(pick(rows, model=o).iloc[0]) for o in data.teacher]
-    return Table('teachers', 'Teachers', describe(rows), data, text, made_from(rows))
+    return Table('teachers', 'Teachers', describe(rows)+_wilson.format(n)*once.any(), data, text, made_from(rows))
 
 # %% ../../nbs/report/01_tables.ipynb #48e3c79c
 _augmented = ("Images of {} px, {}, rotated, zoomed and lit differently in training; "
