@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, torch, torchvision
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from ..checks import check_kind,check_name,check_number,import_extra
+from ..checks import check_kind,check_name,check_number,first_line,import_extra
 from ..core import atomic_path,file_sha256
 from .weights import OwnStats,UnsafeFile,lite_file,load_in_order,read_weights,with_stats
 from .weights import timm_file,torchvision_file
@@ -196,7 +196,12 @@ def n_flops(
 ) -> int: # for one image, forward only
     "Floating-point operations for one image, by torch's own counter"
     twin = copy.deepcopy(model).to('meta').eval() # shapes without numbers: nothing is computed
-    with FlopCounterMode(display=False) as counter: twin(torch.zeros(1, 3, size, size, device='meta'))
+    image = torch.zeros(1, 3, size, size, device='meta')
+    try:
+        with FlopCounterMode(display=False) as counter: twin(image)
+    except RuntimeError as e:
+        cannot = f'{type(model).__name__} cannot see images of {size} px'
+        raise ValueError(f'{cannot} ({first_line(e)}): give it larger ones') from e
     return counter.get_total_flops()
 
 # %% ../../nbs/models/01_zoo.ipynb #38636cd5

@@ -62,15 +62,23 @@ def _check_together(run):
     from kd_leaf.distill.losses import feature_losses
     views = f'teaching={run.teaching!r}: this needs a teacher and views=1 or more'
     _require(not run.teaching or (run.teacher and run.views), views)
-    _require(run.teacher or not run.unlabelled, 'unlabelled=True: this needs a teacher')
     _require(run.teacher or run.balance!='smote_features', f'balance={run.balance!r}: this needs a teacher')
     own_size = f'teacher_size={run.teacher_size}: a teacher sees images at its own size through its cache: '
     cached = run.teacher and run.views and run.teaching!='online' and run.loss not in feature_losses
     _require(cached or not run.teacher_size, own_size+'choose a teacher, views=1 or more, and a loss on logits')
-    _require(run.views or not run.unlabelled, f'unlabelled with views={run.views}: it needs views=1 or more')
     from_file = run.weights not in ('none', 'imagenet') and not run.pretraining
     no_file = f"weights={run.weights!r} is no file: use 'none', 'imagenet' or a .safetensors or .pth file"
     _require(not from_file or Path(run.weights).is_file(), no_file)
+
+def _check_unlabelled(run):
+    "Images without a label need a teacher, views that come again, and a loss that asks for no class"
+    from kd_leaf.distill.losses import get_loss,losses,uses_targets
+    if not run.unlabelled: return
+    _require(run.teacher, 'unlabelled=True: this needs a teacher')
+    _require(run.views, f'unlabelled with views={run.views}: it needs views=1 or more')
+    asks = run.loss in losses and uses_targets(get_loss(run.loss))
+    needs = f'loss={run.loss!r} with unlabelled=True: it needs the class of each image'
+    _require(not asks, f'{needs}; choose another loss, or unlabelled=False')
 
 def _check_several(run):
     "Several teachers at once are averaged as cached logits"
@@ -127,7 +135,7 @@ class Run(Training):
 
     def check(self):
         "`ValueError` for a value that no run can have"
-        for rule in (_check_types, _check_names, _check_together, _check_several): rule(self)
+        for rule in (_check_types, _check_names, _check_together, _check_unlabelled, _check_several): rule(self)
 
     def __str__(self):
         by = f'← {self.teacher}' if self.teacher else ''
