@@ -269,3 +269,14 @@ def test_every_torchvision_network_is_normalised_as_it_was_trained():
 def test_timm_is_named_where_it_is_missing():
     with mock.patch('kd_leaf.models.zoo._has_timm', lambda: False):
         with pytest.raises(ValueError, match=r"unknown model 'ghostnet_100'.*pip install 'kd_leaf\[weights\]'"): create_model('ghostnet_100', 3)
+
+
+def test_a_teacher_of_other_classes_is_refused_before_its_cache_is_made(store):
+    "Views are replayed, so `distill` caches the logits: a Learner says which classes it knows, a module how many"
+    shown = view_dls(store, Views(n=1), SamplePlan.of(store.where('train')[:64]), bs=32, device='cpu')
+    other = make_learner(view_dls(store, Views(n=1), bs=32, device='cpu'), 'cnn4', weights='none')
+    other.dls.vocab = list(store.vocab)[::-1]
+    with pytest.raises(ValueError, match='in the same order'): distill(shown, other, 'cnn4', 1, weights='none', precision='fp32')
+    for n in (1, len(store.vocab)-1):
+        with pytest.raises(ValueError, match=f'the teacher gives {n} classes, the student {len(store.vocab)}'):
+            distill(shown, create_model('cnn4', n), 'cnn4', 1, weights='none', precision='fp32')

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest, torch
 from kd_leaf.study import runner
 from kd_leaf.study.config import Study
+from kd_leaf.study.executors import ProcessExecutor
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = dict(title='tiny', profile='quick', dataset='synthetic-leaves', size=16, seeds=[0, 1],
@@ -84,3 +85,12 @@ def test_a_killed_driver_leaves_no_lock_behind(tmp_path):
     assert second.wait(200) == 0, second.stderr.read()
     assert made(tmp_path).pop(claimed) == 2 and len(records(tmp_path/'results_quick')) == 6
     assert sorted(made(tmp_path).values()) == [1]*5+[2]
+
+
+def test_a_worker_that_dies_while_nobody_waits():
+    "Its pool is found broken when the next job is given to it: a new pool takes the job"
+    executor = ProcessExecutor(1)
+    try:
+        assert executor.submit(os._exit, 1).exception(60) is not None
+        assert executor.submit(abs, -3).result(60) == 3
+    finally: executor.close()

@@ -94,11 +94,13 @@ def test_tutorial_installs_the_package_on_colab_only(tutorial):
 def test_floors(module):
     "A folder imports from lower folders only, a module only from earlier modules of its own folder"
     for node in ast.walk(ast.parse(module.read_text(encoding='utf-8'))):
-        if not isinstance(node, ast.ImportFrom): continue
-        base = module.parents[node.level-1] if node.level else ROOT  # `from ..core import …`, or inside a function `from kd_leaf.core`
-        there = base.joinpath(*node.module.split('.')).with_suffix('.py')
-        if there in MODULES: assert floor(there) < floor(module), f'{name(module)} imports {name(there)}'
-        else: assert ROOT/'kd_leaf' not in there.parents, f'{name(module)} imports {there}: name the module'
+        if not isinstance(node, (ast.Import, ast.ImportFrom)): continue
+        level = getattr(node, 'level', 0)
+        base = module.parents[level-1] if level else ROOT  # `from ..core import …`, or inside a function `from kd_leaf.core`
+        for dotted in [node.module] if isinstance(node, ast.ImportFrom) else [o.name for o in node.names]:
+            there = base.joinpath(*dotted.split('.')).with_suffix('.py')
+            if there in MODULES: assert floor(there) < floor(module), f'{name(module)} imports {name(there)}'
+            else: assert ROOT/'kd_leaf' not in there.parents, f'{name(module)} imports {there}: name the module'
 
 
 def public(module):

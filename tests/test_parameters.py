@@ -108,7 +108,7 @@ def test_the_definition_is_fine(study):
 @pytest.mark.parametrize('old, new, message', KEYS)
 def test_keys_of_a_definition(study, old, new, message):
     with pytest.raises(ValueError) as e: study(old, new)
-    assert message in str(e.value) and 'pair.toml' in str(e.value) or 'unknown profile' in message
+    assert message in str(e.value) and ('pair.toml' in str(e.value) or 'unknown profile' in message)
 
 
 @pytest.mark.parametrize('name', ['../leaf', 'a/b', 'leaf@../x', 'leaf@a/b', '.leaf', ''])

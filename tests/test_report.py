@@ -204,3 +204,39 @@ def test_one_number_for_the_best_student():
                            for o in c.get('outputs', []) if 'data' in o) for n in ('studies/leaf', 'index'))
     f1 = f"{best_student(load_runs('leaf')).f1.mean():.3f}"
     assert f'macro F1 {f1}' in page and re.search(rf'\| leaf .*→ {f1} ', index)
+
+
+# --- studies that are not whole yet
+
+def test_the_front_page_does_without_a_study_that_is_not_whole(monkeypatch):
+    from kd_leaf.report import overview
+    from kd_leaf.study.records import load_runs
+    shown = ('balls', 'roads')
+    studies = [o for o in overview._studies() if o[0] in shown]
+    def some(name):
+        runs = load_runs(name)
+        return runs[runs.role != 'student'] if name == 'balls' else runs[(runs.teacher == '') | (runs.seed > 0)]
+    monkeypatch.setattr(overview, '_studies', lambda: studies)
+    monkeypatch.setattr(overview, 'load_runs', some)
+    with pytest.warns(UserWarning, match='balls is left out until it is finished'): table = overview.overview_table()
+    assert list(table.data.study) == ['roads'] and list(table.data.seeds) == [2]
+
+
+def test_runs_of_other_seeds_are_not_paired():
+    from kd_leaf.report.tables import paired_difference
+    from kd_leaf.study.records import load_runs, pick
+    runs = load_runs('balls')
+    alone = pick(runs, role='student', teacher='', balance='none')
+    with pytest.raises(ValueError, match=r'seeds \[0, 1\] and \[1, 2\] do not pair'): paired_difference(alone[:2], alone[1:])
+
+
+def test_variants_with_and_without_a_teacher_in_one_table(monkeypatch):
+    "Also as the last row, and where remedies for imbalance are shown"
+    from kd_leaf.report.ablations import variant_table
+    from kd_leaf.study.records import load_runs
+    from kd_leaf.study.spec import study_spec
+    runs, spec = load_runs('leaf'), study_spec('leaf', 'cpu')
+    runs = runs[(runs.model == 'cnn4') & ~runs.teacher.str.contains('+', regex=False) | (runs.role == 'teacher')]
+    for variants in ([{'teacher': 'densenet121'}, {'teacher': ''}], [{'balance': 'none', 'teacher': ''}, {'balance': 'none'}]):
+        table = variant_table(runs, spec | dict(grid=spec['grid'] | dict(variants=variants)))
+        assert len(table.text) == 2 and (table.text.Distilled == '').sum() == 1

@@ -1,5 +1,6 @@
 "Studies under fault: records, weights and disks that are not as they should be; the paper's records as they are"
 import json, os, shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
@@ -145,3 +146,32 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path, monkeypatch):
     os.utime(old, (0, 0))
     runner._prepare(study, None)
     assert not old.exists() and new.exists()
+
+
+def test_runs_that_another_profile_has_made_are_in_the_tables(copy, monkeypatch):
+    "A key knows no profile: what is on record need not be done again, so it must be shown"
+    wider = lambda name, profile='cpu', *args: replace(load_study(name, 'cpu', *args), profile=profile, seeds=[0, 1, 2])
+    monkeypatch.setattr(records, 'load_study', wider)
+    for f in copy.glob('runs/*.json'):
+        if json.loads(f.read_text())['seed'] == 2:
+            changed = json.loads(f.read_text()) | dict(profile='gpu')
+            f.write_text(json.dumps({k: v for k, v in changed.items() if k != 'sealed'}))
+    rows = records.load_runs('leaf', 'gpu')
+    assert sorted(set(rows[rows.role == 'student'].seed)) == [0, 1, 2] and set(rows.profile) == {'gpu'}
+
+
+def test_images_of_a_folder_are_opened_at_the_size_of_the_teacher(tmp_path, monkeypatch):
+    "A run knows the name of its images, the study where they are"
+    from kd_leaf.data.store import image_store
+    from kd_leaf.data.synthetic import draw_leaf
+    from PIL import Image
+    monkeypatch.setenv('KD_LEAF_CACHE', str(tmp_path/'cache'))
+    for disease in ('rust', 'scab'):
+        (folder := tmp_path/'my leaves'/disease).mkdir(parents=True)
+        for i in range(10): Image.fromarray(draw_leaf(disease, i=i, size=40)).save(folder/f'{i}.png')
+    plan = load_study('better_teacher', 'quick', dataset=str(tmp_path/'my leaves'))
+    store = image_store(plan.dataset, plan.size)
+    runs = make_runs(plan, store)
+    own, teachers = runner._stores(plan, store, runs)
+    assert {s.size for s in own.values()} == {24, 32} and {s.size for s in teachers.values()} == {32}
+    assert all(s.sha256 == store.sha256 for s in [*own.values(), *teachers.values()])

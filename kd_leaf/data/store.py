@@ -14,7 +14,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 import PIL, numpy as np, pandas as pd, psutil
 import kd_leaf.data.synthetic
-from ..checks import check_kind,check_name,check_number
+from ..checks import check_kind,check_name,check_number,is_sealed,seal
 from ..core import DiskFull,atomic_dir,cache_dir,clean_leftovers
 from ..core import file_sha256,progress,read_json,stable_hash,write_json
 from .archives import fetch_shared,put_shared
@@ -106,12 +106,10 @@ _verified = set() # stores whose images were read and found whole by this proces
 def _read_meta(path):
     "What a store says of itself; `ValueError` if that is not what was written"
     meta = read_json(path/'meta.json')
-    try: known = meta['labels_sha256']==_labels_sha256(meta) and meta.get('sealed') in (None, _seal(meta))
+    try: known = meta['labels_sha256']==_labels_sha256(meta) and is_sealed(meta)
     except (KeyError, TypeError): known = False
     if not known: raise ValueError(f'{path/"meta.json"} is damaged: remove {path}, and the store is made again')
     return meta
-
-def _seal(meta): return stable_hash({k: v for k,v in meta.items() if k!='sealed'}, 64)
 
 def _labels_sha256(meta): return stable_hash([meta[k] for k in ('name', 'vocab', 'ids', 'labels', 'splits')], 64)
 
@@ -171,7 +169,7 @@ def _write_meta(folder, name, sha256, df, synthetic):
                 labels=[vocab.index(o) for o in df.label], splits=list(df.split))
     hashes = dict(images_sha256=file_sha256(folder/'images.npy'), labels_sha256=_labels_sha256(meta))
     meta |= hashes
-    write_json(folder/'meta.json', meta | dict(sealed=_seal(meta)))
+    write_json(folder/'meta.json', seal(meta))
 
 def _draw_store(size, seed):
     "Store of the synthetic leaves"

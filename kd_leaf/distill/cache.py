@@ -15,7 +15,7 @@ from fastai.callback.schedule import Learner
 from fastcore.basics import patch
 from filelock import FileLock
 from torch import nn
-from ..checks import check_kind,check_number
+from ..checks import check_kind,check_number,check_outputs,check_same_classes,is_sealed,seal
 from ..core import cache_dir,check_writable,file_sha256,progress,read_json,stable_hash,write_json
 from ..data.loaders import DataLoaders,StoreDataset
 from ..data.views import ViewLoader,mix64
@@ -62,15 +62,13 @@ def _shown_to_teacher(dls, store):
 # %% ../../nbs/distill/02_cache.ipynb #dabaf2e4
 def _row(n_classes): return np.dtype([('shown', '<u8'), ('logits', '<f2', (n_classes,))])
 
-def _seal(header): return stable_hash({k: v for k,v in header.items() if k!='sealed'}, 64)
-
 def _read_header(folder):
     "Header of a finished cache; an error that names the folder and the remedy if there is none"
     folder,remedy = Path(folder),'remove the folder and build it again with `cache_teacher`'
     if not (note := folder/'header.json').is_file():
         raise FileNotFoundError(f'{folder} holds no cache: build it with `cache_teacher`')
     header = read_json(note)
-    if header.get('sealed') not in (None, _seal(header)): raise ValueError(f'{note} is damaged: {remedy}')
+    if not is_sealed(header): raise ValueError(f'{note} is damaged: {remedy}')
     if not header.get('sha256'): raise ValueError(f'{folder}: this cache is not finished: go on with `cache_teacher`')
     if not (file := folder/'logits.bin').is_file(): raise FileNotFoundError(f'{file} is missing: {remedy}')
     if file_sha256(file)!=header['sha256']:
@@ -152,6 +150,7 @@ def _ask(teacher, dl, rows, view, precision):
     xb,_ = dl.after_batch(dl.views_of(rows, view))
     with torch.inference_mode(), torch.autocast(xb.device.type, torch.bfloat16, enabled=precision=='bf16'):
         out = teacher.eval()(xb)
+    check_outputs(out, (len(rows), len(dl.vocab)))
     return out.float().cpu().numpy().astype(np.float16)
 
 def _chunk(teacher, dl, at, view, precision, bs, bar):
@@ -217,7 +216,7 @@ def _complete(folder, want, teacher, dl, n, bs, chunk, precision):
     write_json(note, header | dict(sha256=None, sealed=None))
     os.replace(part, file)
     header |= dict(n_views=n, sha256=sha256, seconds=seconds)
-    write_json(note, header | dict(sealed=_seal(header)))
+    write_json(note, seal(header))
     return True
 
 # %% ../../nbs/distill/02_cache.ipynb #b7a7e17b
@@ -235,7 +234,9 @@ def cache_teacher(
     check_kind('teacher', teacher, (nn.Module, Learner), 'a module or a Learner: `create_model` makes one by its name')
     check_kind('dls', dls, DataLoaders, 'loaders from `view_dls`')
     precision = precision or getattr(teacher, 'precision', 'fp32')
-    if isinstance(teacher, Learner): teacher = teacher.model
+    if isinstance(teacher, Learner):
+        check_same_classes(getattr(teacher.dls, 'vocab', None), dls.vocab)
+        teacher = teacher.model
     bs = check_number('bs', bs or (32 if dls.device.type=='cpu' else 256), 1, whole=True)
     set_precision(teacher.to(dls.device), precision)
     want,dl = _made_from(dls, teacher, precision, store and store.size),_shown_to_teacher(dls, store)

@@ -16,7 +16,7 @@ from fastai.learner import AvgSmoothLoss
 from fastai.torch_core import maybe_gather,num_distrib,to_detach
 from fastcore.basics import patch
 from torch import nn
-from ..checks import check_name,check_training
+from ..checks import check_name,check_outputs,check_same_classes,check_training
 from ..devices import send
 from ..data.views import ViewLoader
 from .cache import TeacherLogits
@@ -64,10 +64,7 @@ def prepare(self:KDCallback):
     self.check_targets()
     if self.cached: self.check_cache()
     else: set_precision(self.teacher.to(self.dls.device), self.precision)
-    ours,theirs = getattr(self.dls, 'vocab', None),self.teacher.vocab if self.cached else self.teacher_vocab
-    if ours is not None and theirs is not None and list(ours)!=list(theirs):
-        raise ValueError(f'the teacher knows the classes {list(theirs)}, the student {list(ours)}: '
-                         'train a teacher on the same classes, in the same order')
+    check_same_classes(self.teacher.vocab if self.cached else self.teacher_vocab, getattr(self.dls, 'vocab', None))
 
 # %% ../../nbs/distill/04_callbacks.ipynb #bf35c876
 def _mixer(learn): return next((type(cb).__name__ for cb in learn.cbs if isinstance(cb, MixHandler)), None)
@@ -150,9 +147,7 @@ def teacher_logits(self:KDCallback,
 def term(self:KDCallback) -> torch.Tensor: # scalar
     "The distillation term of this batch; `ValueError` if the teacher has another number of classes"
     logits = self.teacher_logits(self.xb[0])
-    if logits.shape!=self.pred.shape:
-        raise ValueError(f'the teacher gives {logits.shape[1]} classes, the student {self.pred.shape[1]}: '
-                         'train a teacher on the same classes')
+    check_outputs(logits, self.pred.shape)
     return self.kd_func(self.pred, logits, self.temperature, self.yb[0])
 
 # %% ../../nbs/distill/04_callbacks.ipynb #9b9bf50e

@@ -28,8 +28,8 @@ def shard(
     if not isinstance(dl, StoreLoader):
         raise TypeError(f"{type(dl).__name__} cannot be divided: use store_dls or view_dls, or fastai's distrib_ctx")
     if dl.n<2*n: raise ValueError(f'{dl.n} training images for {n} processes: each needs two')
-    bs = dl.bs*n
-    out = dl.new(bs=bs, n=dl.n, drop_last=dl.drop_last or 0<dl.n%bs<2*n) # batch normalisation needs two in each part
+    bs,chosen = dl.bs*n,dl.drop_last and dl.n%dl.bs!=1 # a last image alone is left out by the loaders themselves
+    out = dl.new(bs=bs, n=dl.n, drop_last=chosen or 0<dl.n%bs<2*n) # batch normalisation needs two in each part
     out.rng.setstate(state or dl.rng.getstate())
     out.shard = rank,n
     return out

@@ -16,7 +16,7 @@ from ..study.run import kd_only
 from ..study.spec import variant_groups
 from ..study.config import alone_fields,main_runs,multi_teacher,study_fields,variant_names
 from ..evaluate.metrics import class_report,holm
-from .format import Table,describe,display_name,made_from,mean_sd,with_ci
+from .format import Table,describe,display_name,made_from,mean_sd,or_empty,with_ci
 from .tables import paired_difference
 from .figures import new_axes,synthetic_warning
 from .costs import budget_figure
@@ -44,7 +44,8 @@ def rare_f1(
 ) -> np.ndarray: # one a run
     "Mean F1 on test of the classes with fewest training images"
     folder = results_dir(runs.study.iloc[0], runs.profile.iloc[0])
-    rarest = pd.read_csv(folder/'classes.csv', index_col=0).train.nsmallest(n).index
+    counts = pd.read_csv(folder/'classes.csv', dtype={'class': str}, keep_default_na=False) # a class may be called NA
+    rarest = counts.set_index('class').train.nsmallest(n).index
     (saved,targets),vocab = saved_logits(runs, 'test'),vocab_of(runs.iloc[0])
     return np.array([class_report(o, targets, vocab).f1[rarest].mean() for o in saved])
 
@@ -73,16 +74,16 @@ def _mark_significant(data, text):
 
 def _variant_row(kd, alone, last, with_rare):
     "Numbers and text of one row: the distilled runs, their baseline, and the last variant (None: this is it)"
-    gain,diff = (paired_difference(kd, o) if len(kd) and o is not None else None for o in (alone, last))
+    gain,diff = (paired_difference(kd, o) if len(kd) and o is not None and len(o) else None for o in (alone, last))
     numbers = dict(alone_mean=alone.f1.mean(), alone_sd=alone.f1.std(ddof=1))
     numbers |= dict(kd_mean=kd.f1.mean(), kd_sd=kd.f1.std(ddof=1))
     numbers |= _interval_columns('gain', gain) | _interval_columns('diff', diff)
     text = {'No KD': mean_sd(alone.f1), 'Distilled': mean_sd(kd.f1) if len(kd) else ''}
     text |= {'Gain': _ci_text(gain), 'Difference': _ci_text(diff)}
     if with_rare:
-        rare = dict(rare_alone=rare_f1(alone).mean(), rare_kd=rare_f1(kd).mean())
+        rare = dict(rare_alone=rare_f1(alone).mean(), rare_kd=rare_f1(kd).mean() if len(kd) else np.nan)
         numbers |= rare
-        text |= dict(zip(('Rare, no KD', 'Rare, distilled'), (f'{o:.3f}' for o in rare.values())))
+        text |= dict(zip(('Rare, no KD', 'Rare, distilled'), (or_empty('{:.3f}', o) for o in rare.values())))
     seconds = (kd if len(kd) else alone).train_s.mean()
     numbers |= dict(seeds=len(alone), train_s=seconds)
     return numbers,text | {'Seconds': f'{seconds:.0f}'}
@@ -140,7 +141,8 @@ def _value_label(name, value):
     return f'{name} {value:g}'
 
 def _variant_label(variant):
-    return ', '.join(_value_label(k, o) for k,o in variant.items() if k!='epochs') or 'unchanged'
+    said = variant.keys()-{'epochs'} or variant.keys() # epochs go with another field, or are the only one
+    return ', '.join(_value_label(k, o) for k,o in variant.items() if k in said) or 'unchanged'
 
 def _legend(ax, **kw): ax.legend(title='', bbox_to_anchor=(1.01, 1), loc='upper left', **kw)
 
@@ -170,7 +172,8 @@ def fraction_figure(
     group:str # name of a list of variants, each with a fraction
 ):
     "F1 by the share of labels: baseline, distilled, distilled on all images; returns the matplotlib figure"
-    name = lambda v,who: 'distilled, all images' if v.get('unlabelled') and who=='distilled' else who
+    base = study_fields(spec)
+    name = lambda v,who: 'distilled, all images' if (base | v)['unlabelled'] and who=='distilled' else who
     parts = [g.assign(who=name(v, who)) for v,who,g in _variants_of(runs, spec, group)]
     df = pd.concat(parts).drop_duplicates('key')
     df['labels'] = 100*df.fraction

@@ -8,6 +8,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/report/overview.html.md"""
 __all__ = ['source_table', 'overview_table', 'overview_figure', 'write_overview']
 
 # %% ../../nbs/report/08_overview.ipynb #e18870a2
+import warnings
 import numpy as np, pandas as pd
 from ..core import results_dir
 from ..study.config import main_runs,multi_teacher,teachers_of
@@ -17,7 +18,7 @@ from ..study.spec import list_studies,study_spec
 from .build import save_figures
 from .ensembles import load_selectors
 from .figures import draw_dumbbells,new_axes
-from .format import Table,display_name,escape,few_images,mean_sd,run_name,with_ci
+from .format import Table,display_name,escape,few_images,mean_sd,or_empty,run_name,with_ci
 from .tables import best_student,gains,paired_difference,reproduction_table
 
 # %% ../../nbs/report/08_overview.ipynb #31b21673
@@ -50,15 +51,14 @@ def _reported(name):
     known = [r for r in spec.get('reported', []) if r['role']!='ensemble' or selectors is not None]
     rows = [_report_of(r, main, selectors) for r in known]
     if spec.get('source'):
-        data = reproduction_table(main, spec['source']).data
-        ours = gains(main[~multi_teacher(main)]).groupby('seed').gain.mean().to_numpy()
+        data = reproduction_table(main, spec['source']).data.dropna(subset='source')
+        ours = gains(main[~multi_teacher(main)]).rename(columns=dict(model='student'))
+        ours = ours.merge(data[['teacher', 'balance', 'student']]).groupby('seed').gain.mean().to_numpy()
         rows.append((f'gain in F1, mean of {len(data)} students', data.source.mean(), ours))
     return rows if spec.get('reported') or spec.get('source') else [('prints no number', np.nan, np.array([]))]
 
 # %% ../../nbs/report/08_overview.ipynb #b758597d
 _sources_note = 'Ours: mean ± sd over the seeds on record, test split; the page of a study says how it was made.'
-
-def _or_empty(form, value): return '' if np.isnan(value) else form.format(value)
 
 def source_table() -> Table: # a row a number that a source prints
     "What the sources of all studies report, beside what is on record here, and why the two may differ"
@@ -71,9 +71,9 @@ def source_table() -> Table: # a row a number that a source prints
     data = pd.DataFrame(rows)
     data['difference'] = data.ours-data.source
     text = pd.DataFrame({'Study': data.study.str.replace('@', ', '), 'What': data.what})
-    text['Source'] = [_or_empty('{:.3f}', o) for o in data.source]
+    text['Source'] = [or_empty('{:.3f}', o) for o in data.source]
     text['Ours'] = data.text
-    text['Ours − source'] = [_or_empty('{:+.3f}', o) for o in data.difference]
+    text['Ours − source'] = [or_empty('{:+.3f}', o) for o in data.difference]
     reasons = '\n'.join(f'* {escape(study)}: {escape(why)}' for study,why in whys.items())
     caption = f'{_sources_note} Why they may differ:\n\n{reasons}'
     return Table('sources', 'The sources and ours', caption, data.drop(columns='text'), text)
@@ -100,6 +100,7 @@ def _overview_row(name, spec):
     best = best_student(runs)
     first,taught_by = best.iloc[0],runs[runs.key.isin(best.teacher_key)]
     alone = pick(runs, role='student', model=first.model, balance=first.balance, teacher='')
+    best,alone = best[best.seed.isin(alone.seed)],alone[alone.seed.isin(best.seed)] # of a study that is not whole yet
     row = dict(study=name, title=spec['title'], dataset=first.dataset, profile=first.profile)
     row |= dict(student=first.model, teacher=first.teacher)
     row |= dict(labels=best.n_train.max(), size=first.params/taught_by.params.iloc[0], seeds=best.seed.nunique())
@@ -111,12 +112,19 @@ def _overview_row(name, spec):
     return row
 
 # %% ../../nbs/report/08_overview.ipynb #aed63cda
+def _overview_rows():
+    "Rows of all studies that are shown; a warning names one of which too little is on record"
+    for name,spec in _studies():
+        if not (spec.get('overview') or spec.get('why')): continue
+        try: yield _overview_row(name, spec)
+        except LookupError as e: warnings.warn(f'{name} is left out until it is finished: {e}')
+
 def _shown(studies): return studies.str.replace('@', ', ').str.replace('_', ' ')
 
 def overview_table() -> Table: # a row a study
     "What comes out of each study: the distilled student that is best on valid, its teacher, and its no-KD baseline"
-    rows = [_overview_row(name, spec) for name,spec in _studies() if spec.get('overview') or spec.get('why')]
-    data = pd.DataFrame(rows).assign(other=lambda o: o.dataset!=study_spec('leaf')['dataset']) # leaves first
+    leaf = study_spec('leaf')['dataset']
+    data = pd.DataFrame(_overview_rows()).assign(other=lambda o: o.dataset!=leaf) # leaves first
     data = data.sort_values(['other', 'labels'], ascending=[True, False], ignore_index=True).drop(columns='other')
     text = pd.DataFrame({'Study': _shown(data.study)})
     text['Student ← teacher'] = data.student.map(display_name)+' ← '+data.teacher.map(display_name)

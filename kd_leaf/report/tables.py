@@ -13,7 +13,7 @@ from dataclasses import fields
 import numpy as np, pandas as pd
 from ..checks import check_name
 from ..evaluate.metrics import agreement,calibration_error,class_report,fit_temperature,holm,paired_bootstrap
-from .format import Table,accuracy_with_ci,describe,display_name,listed,made_from,mean_sd,run_name
+from .format import Table,accuracy_with_ci,describe,display_name,listed,made_from,mean_sd,or_empty,run_name
 from ..study.run import Run,kd_only
 from ..study.config import multi_teacher
 from ..study.records import pick,saved_logits
@@ -70,8 +70,7 @@ def best_trio(
     every_seed:bool=False # not the first one only
 ) -> pd.DataFrame: # three rows, or those of all seeds
     "The best student beside its teacher and its no-KD baseline: teacher, baseline, student"
-    best = best_student(runs)
-    if not every_seed: best = best.iloc[[0]]
+    best = best_student(runs) if every_seed else best_student(runs).iloc[[0]]
     alone = pick(runs, role='student', teacher='', model=best.model.iloc[0], balance=best.balance.iloc[0])
     return pd.concat([runs[runs.key.isin(best.teacher_key)], alone[alone.seed.isin(best.seed)], best])
 
@@ -100,9 +99,11 @@ def paired_difference(
     rows:pd.DataFrame, # of `load_runs`, one a seed
     others:pd.DataFrame, # the same seeds
     score:str='f1' # "f1" (macro) or "accuracy"
-): # `Difference`
+): # `Difference`; `ValueError` for runs of other seeds
     "Difference in a score on test between two lists of runs, and its interval, by `paired_bootstrap`"
-    (ours,targets),(theirs,_) = (saved_logits(o.sort_values('seed'), 'test') for o in (rows, others))
+    a,b = rows.sort_values('seed'),others.sort_values('seed')
+    if list(a.seed)!=list(b.seed): raise ValueError(f'seeds {list(a.seed)} and {list(b.seed)} do not pair')
+    (ours,targets),(theirs,_) = saved_logits(a, 'test'),saved_logits(b, 'test')
     return paired_bootstrap(ours, theirs, targets, score=score)
 
 # %% ../../nbs/report/01_tables.ipynb #6c026e2f
@@ -143,7 +144,7 @@ def teacher_table(
     text.loc[once, 'accuracy'] = [accuracy_with_ci(o, n) for o in data.accuracy_mean[once]]
     text = _for_display(text).rename(columns=dict(Valid_f1='F1, valid'))
     if rows.teacher.any(): text['Teacher'] = [run_name(pick(rows, model=o).iloc[0]) for o in data.teacher]
-    return Table('teachers', 'Teachers', describe(rows)+_wilson.format(n)*once.any(), data, text, made_from(rows))
+    return Table('teachers', 'Teachers', describe(rows)+_wilson.format(n)*int(once.any()), data, text, made_from(rows))
 
 # %% ../../nbs/report/01_tables.ipynb #48e3c79c
 _augmented = ("Images of {} px, {}, rotated, zoomed and lit differently in training; "
@@ -168,9 +169,8 @@ def setup_table(
     for (role,model),group in ordered.groupby(['role', 'model'], sort=False):
         values = {k: ', '.join(form.format(o) for o in group[k].unique()) for k,form in formats.items()}
         rows.append(dict(role=role, model=model) | values)
-    data = pd.DataFrame(rows)
-    text = _for_display(data).rename(columns=dict(N_train='Images', Bs='Batch', Lr='Learning rate'))
-    return Table('setup', 'Training', _setup_caption(runs), data, text)
+    heads,data = dict(N_train='Images', Bs='Batch', Lr='Learning rate'),pd.DataFrame(rows)
+    return Table('setup', 'Training', _setup_caption(runs), data, _for_display(data).rename(columns=heads))
 
 # %% ../../nbs/report/01_tables.ipynb #4e3a8791
 _setting = ['teacher', 'balance', 'student']
@@ -203,9 +203,9 @@ def reproduction_table(
     single = gains(runs[~multi_teacher(runs)], metric).rename(columns=dict(model='student'))
     rows = [_reproduced(runs, key, group, theirs.get(key, np.nan), metric) for key,group in single.groupby(_setting)]
     data = pd.DataFrame(rows).assign(p=lambda o: holm(o.p))
-    text = data[_setting].assign(Source=data.source.map('{:+.2f}'.format), Ours=data.text)
+    text = data[_setting].assign(Source=[or_empty('{:+.2f}', o) for o in data.source], Ours=data.text)
     text['95 % CI'] = [f'[{r.low:+.3f}, {r.high:+.3f}]{"*"*(r.p<.05)}' for r in data.itertuples()]
-    text['Ours − source'] = data.difference.map('{:+.3f}'.format)
+    text['Ours − source'] = [or_empty('{:+.3f}', o) for o in data.difference]
     text = text.map(display_name).rename(columns={k: k.capitalize() for k in _setting})
     title = f'Gain in {display_name(metric)} from distillation: the source and ours'
     return Table('reproduction', title, describe(runs)+_ci_note, data.drop(columns='text'), text, made_from(runs))

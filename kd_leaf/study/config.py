@@ -91,6 +91,11 @@ class Study:
     @property
     def dir(self): return results_dir(check_file_name(self.name), self.profile)
 
+    @property
+    def paths(self): # what the definition says of its images, perhaps a folder, by the name that a run knows them by
+        others = [o['pretraining']['dataset'] for o in self.teachers.values() if 'pretraining' in o]
+        return {Path(o).resolve().name: o for o in (*others, self.dataset)}
+
 # %% ../../nbs/study/02_config.ipynb #d268a2e7
 def load_study(
     name:str, # from `list_studies`, or the path of a TOML file

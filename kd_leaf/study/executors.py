@@ -58,7 +58,10 @@ class ProcessExecutor:
         if self.pool is None:
             env = dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1')
             self.pool = ProcessPoolExecutor(self.slots, env=env)
-        future = self.pool.submit(work, *args)
+        try: future = self.pool.submit(work, *args)
+        except self.lost: # a worker has died since the last job was taken back
+            self.pool = None
+            return self.submit(work, *args)
         future.pool = self.pool
         return future
 

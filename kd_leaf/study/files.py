@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError,version
 from pathlib import Path
 import numpy as np, pandas as pd, psutil
 import kd_leaf
+from ..checks import is_sealed,seal
 from ..core import atomic_path,cache_dir,device_name,file_sha256,read_json,stable_hash,write_csv,write_json
 from ..data.archives import fetch_shared
 from ..evaluate.metrics import scores
@@ -89,14 +90,12 @@ _needed = {'key', 'study', 'profile', 'role', 'model', 'teacher', 'balance', 'se
            'f1', 'vocab', 'date'}
 _prefixes = dict(test='', valid='valid_') # of the columns with a split's scores
 
-def _seal(record): return stable_hash({k: v for k,v in record.items() if k!='sealed'}, 64)
-
 def write_record(
     file, # `runs/<key>.json`
     record:dict # of a run
 ) -> dict: # what was written
     "Write a record with a hash of itself, by which a change is noticed"
-    record = record | dict(sealed=_seal(record))
+    record = seal(record)
     write_json(file, record)
     return record
 
@@ -164,7 +163,7 @@ def check_scores(
     if sha and file_sha256(preds)!=sha:
         raise ValueError(f'{preds} is not the file that {file} was written with: remove both')
     raw = read_json(file)
-    if raw.get('sealed') not in (None, _seal(raw)):
+    if not is_sealed(raw):
         raise ValueError(f'{file} is not as it was written: remove it, and the run is made again')
     _checked.add(seen)
 

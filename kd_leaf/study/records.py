@@ -47,14 +47,15 @@ def _in_grid(rows, keys, selector):
 
 # %% ../../nbs/study/05_records.ipynb #c9af6736
 def _leave_out_strangers(rows, study, profile, folder):
-    "Rows of the definition; a warning names the others"
-    if study.split('@')[0] not in list_studies(): return rows
-    for key in rows.key: check_scores(folder/'runs'/f'{key}.json')
-    belongs = _in_grid(rows, _keys_in_grid(study, profile, rows), study_spec(study, profile)['selector'])
-    if not belongs.all():
+    "Rows of the definition, also where another profile has made the same run; a warning names the profile's others"
+    own = rows.profile==profile
+    if study.split('@')[0] not in list_studies() or not own.any(): return rows[own]
+    belongs = _in_grid(rows, _keys_in_grid(study, profile, rows[own]), study_spec(study, profile)['selector'])
+    for key in rows.key[own | belongs]: check_scores(folder/'runs'/f'{key}.json')
+    if (own & ~belongs).any():
         warnings.warn(f'records that are not in the grid of {study}, profile {profile}, are left out: '
-                      f'{", ".join(rows.key[~belongs])}; remove them from {folder/"runs"}', stacklevel=4)
-    return rows[belongs]
+                      f'{", ".join(rows.key[own & ~belongs])}; remove them from {folder/"runs"}', stacklevel=4)
+    return rows[belongs].assign(profile=profile)
 
 # %% ../../nbs/study/05_records.ipynb #4d4928bb
 place = ['role', 'model', 'teacher', 'balance', 'views', 'teaching', 'seed'] # of a run in a table
@@ -100,7 +101,7 @@ def load_runs(
     df = table_of(map(read_record, record_files(folder)))
     if df.empty: raise _no_records(folder, study, profile or 'cpu')
     profile = profile or ('gpu' if (df.profile=='gpu').any() else 'cpu')
-    df = _leave_out_strangers(df[df.profile==profile], study, profile, folder)
+    df = _leave_out_strangers(df, study, profile, folder)
     df = df[((df.role=='ensemble')==ensembles) & (df.role!='pretraining')]
     if df.empty: raise _no_records(folder, study, profile)
     if df.dataset_sha256.nunique()>1:

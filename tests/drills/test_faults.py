@@ -88,7 +88,7 @@ DRIVER = 'import signal, sys; signal.signal(signal.SIGINT, signal.default_int_ha
 
 
 def driver(folder, runtime, **kw):  # noqa: F811
-    code = DRIVER.format(str(Path(work.__file__).parent), str(runtime))
+    code = DRIVER.format(str(Path(work.__file__).parent), runtime and str(runtime))
     env = {k: v for k, v in os.environ.items() if not k.startswith('KD_LEAF')} | dict(PYTHONPATH=str(Path(__file__).parents[2]), OMP_NUM_THREADS='1')
     return subprocess.Popen([sys.executable, '-c', code], cwd=folder, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, **kw)
 

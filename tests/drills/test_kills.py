@@ -1,5 +1,5 @@
 "SIGKILL at random moments, started again each time until all is done: what it leaves is what an unbroken one leaves, byte for byte"
-import hashlib, json, multiprocessing, os, random, shutil, signal, time
+import hashlib, json, multiprocessing, os, random, shutil, signal, time, warnings
 from collections import Counter
 import pandas as pd
 import pytest
@@ -19,10 +19,10 @@ def server():
 
 @pytest.fixture(scope='module')
 def runtime(tmp_path_factory):
-    "onnxruntime-web, fetched once"
+    "onnxruntime-web, fetched once; None, and no page is made, where npm cannot be reached"
     from kd_leaf.deploy.page import web_runtime
     try: return web_runtime()
-    except RuntimeError as e: pytest.skip(f'no page can be made: {e}')
+    except RuntimeError as e: warnings.warn(f'drilled without the page: {e}')
 
 
 def run(server, folder, engine, runtime, seconds=None):
@@ -48,7 +48,7 @@ def left(folder):
     records = {f.stem: json.loads(f.read_text()) for f in (out/'runs').glob('*.json')}
     found = {k: (r['preds_sha256'], r['weights_sha256'], r['f1'], r['history']) for k, r in records.items()}
     files = [f for kind in ('tables/*', 'figures/*') for f in out.glob(kind) if 'cost' not in f.name and 'speed' not in f.name]
-    files += [folder/'student.onnx', folder/'leaf.html', out/'images.csv', out/'classes.csv']
+    files += [folder/'student.onnx', *folder.glob('leaf.html'), out/'images.csv', out/'classes.csv']
     return found | {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 

@@ -31,8 +31,8 @@ def prepare(folder):
 def phase(name): Path('phase').write_text(name)
 
 
-def do(folder, engine, address, runtime, page=True):
-    "All of it, in a folder made by `prepare`; the process leads a group of its own, so that its workers can be killed with it"
+def do(folder, engine, address, runtime):
+    "All of it, in a folder made by `prepare`, the page where there is a runtime; the process leads a group of its own, so that its workers can be killed with it"
     os.setsid()
     os.chdir(folder)
     os.environ['KD_LEAF_CACHE'] = str(folder/'cache')
@@ -54,7 +54,7 @@ def do(folder, engine, address, runtime, page=True):
     student = runs[(runs.role == 'student') & (runs.teacher != '')].iloc[0]
     model = create_model('cnn4', len(store.vocab), weights_path(student.key)).eval()
     file = export_onnx(model, 'student.onnx', store.vocab, 16, images=store.images[:8]).path
-    if page:
+    if runtime:
         phase('page')
         make_page(file, [], 'leaf.html', runtime=runtime)
     phase('done')
