@@ -13,7 +13,8 @@ from dataclasses import fields
 import numpy as np, pandas as pd
 from ..checks import check_name
 from ..evaluate.metrics import agreement,calibration_error,class_report,fit_temperature,holm,paired_bootstrap
-from .format import Table,accuracy_with_ci,describe,display_name,listed,made_from,mean_sd,or_empty,run_name
+from .format import Table,accuracy_with_ci,describe,display_name,listed,made_from,mean_sd
+from .format import or_empty,run_name
 from ..study.run import Run,kd_only
 from ..study.config import multi_teacher
 from ..study.records import pick,saved_logits
@@ -217,11 +218,9 @@ _calibration_note = (' ECE: expected calibration error on test, 15 bins. T: temp
 
 def _fidelity(runs, rows, test):
     "Agreement with the teacher, and KL from it, one a seed; of several teachers the mean logits count"
-    pairs = []
-    for student,keys in zip(test, rows.teacher_key):
-        teacher = np.mean([saved_logits(pick(runs, key=o), 'test')[0][0] for o in keys.split('+')], 0)
-        pairs.append(agreement(student, teacher))
-    return dict(zip(('agreement', 'kl'), np.array(pairs).T))
+    teachers = [np.mean([saved_logits(pick(runs, key=o), 'test')[0][0] for o in keys.split('+')], 0)
+                for keys in rows.teacher_key]
+    return dict(zip(('agreement', 'kl'), np.array([agreement(*o) for o in zip(test, teachers)]).T))
 
 def _calibration(runs, rows):
     "ECE before and after temperature scaling, and fidelity of a distilled student: one value a seed"
