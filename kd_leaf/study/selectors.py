@@ -132,18 +132,18 @@ def write_costs(
     runs:pd.DataFrame, # from `run_study`: one row a run
     n_classes:int, # outputs
     device:str=None, # "cpu", "cuda", …; the fastest by default
-    resume:bool=True # leave what was measured before, if no network is missing
-) -> pd.DataFrame: # model, params, gflops, ms (of one image), members_run, device, torch, commit, dirty, date
-    "Measure each network of a study, and a selector, into `costs.csv`"
+    resume:bool=True # leave what was measured before, if no network is missing and none has another size
+) -> pd.DataFrame: # model, size, params, gflops, ms (of one image), members_run, device, torch, commit, dirty, date
+    "Measure each network of a study at its size, and a selector, into `costs.csv`"
     device,file = device or default_device(),study.dir/'costs.csv'
     names = sorted(runs[runs.role.isin(['teacher', 'student'])].model.unique())
+    sizes = {k: int(v) for k,v in runs.groupby('model')['size'].max()[names].items()} | dict(selector=study.size)
     if resume and file.exists():
-        old = pd.read_csv(file)
-        if {*names, 'selector'} <= {*old.model}: return old
+        old = pd.read_csv(file).assign(**{'size': lambda o: o.get('size', o.model.map(sizes))}) # older ones have none
+        if sizes.items() <= dict(zip(old.model, old['size'])).items(): return old
     nets = {o: create_model(architecture(o), n_classes) for o in names} | dict(selector=selector_net(4))
-    sizes = dict(runs.groupby('model')['size'].max(), selector=study.size)
-    measured = {name: model_cost(net, int(sizes[name]), device) for name,net in nets.items()}
-    df = pd.DataFrame([dict(model=name) | cost for name,cost in measured.items()])
+    measured = {name: model_cost(net, sizes[name], device) for name,net in nets.items()}
+    df = pd.DataFrame([dict(model=name, size=sizes[name]) | cost for name,cost in measured.items()])
     df = df.assign(**{k: v for k,v in provenance(device).items() if k!='versions'})
     write_csv(file, df)
     return df
