@@ -49,7 +49,7 @@ except Pickle: print('the guard works')
 
 folder = Path(sys.argv[3])
 work.prepare(folder)
-work.do(folder, 'serial', '', None, page=False)
+work.do(folder, 'serial', '', None)
 again = kd_leaf.study.runner.run_study(kd_leaf.study.config.load_study('drill', 'quick'), device='cpu', engine='serial') # read from disk
 names = ['cnn4', 'shufflenet_v2_x0_5']
 ensemble = kd_leaf.ensemble.model.Ensemble([kd_leaf.models.zoo.create_model(o, 2) for o in names], names=names, vocab=['rust', 'scab'], size=16)
