@@ -91,10 +91,12 @@ class Study:
     @property
     def dir(self): return results_dir(check_file_name(self.name), self.profile)
 
-    @property
-    def paths(self): # what the definition says of its images, perhaps a folder, by the name that a run knows them by
+    def path_of(self,
+        name:str # of images, which is all that a run knows of them
+    ) -> str: # a card, or a folder
+        "Where the definition has images of this name"
         others = [o['pretraining']['dataset'] for o in self.teachers.values() if 'pretraining' in o]
-        return {Path(o).resolve().name: o for o in (*others, self.dataset)}
+        return {Path(o).resolve().name: o for o in (*others, self.dataset)}.get(name, name)
 
 # %% ../../nbs/study/02_config.ipynb #d268a2e7
 def load_study(

@@ -206,8 +206,8 @@ def _prepare(study, store):
 
 def _stores(study, store, runs):
     "The images of each run, and those that its teacher sees, where these are larger"
-    paths,opened,own = study.paths,functools.cache(image_store),(store.sha256, store.size)
-    stores = {r: store if (r.dataset_sha256, r.size)==own else opened(paths[r.dataset], r.size) for r in runs}
+    opened,own = functools.cache(image_store),(store.sha256, store.size)
+    stores = {r: store if (r.dataset_sha256, r.size)==own else opened(study.path_of(r.dataset), r.size) for r in runs}
     return stores,{r: opened(study.dataset, r.teacher_size) for r in runs if r.teacher_size}
 
 # %% ../../nbs/study/10_runner.ipynb #0823346b
