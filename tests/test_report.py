@@ -230,7 +230,7 @@ def test_runs_of_other_seeds_are_not_paired():
     with pytest.raises(ValueError, match=r'seeds \[0, 1\] and \[1, 2\] do not pair'): paired_difference(alone[:2], alone[1:])
 
 
-def test_variants_with_and_without_a_teacher_in_one_table(monkeypatch):
+def test_variants_with_and_without_a_teacher_in_one_table():
     "Also as the last row, and where remedies for imbalance are shown"
     from kd_leaf.report.ablations import variant_table
     from kd_leaf.study.records import load_runs

@@ -84,13 +84,13 @@ def cost_table(
     rows:pd.DataFrame, # from `load_bench('epochs')`
     students=(1, 4, 20), # distilled from one teacher
     epochs:int=20 # of each
-) -> Table: # a row for each contender that distils
+) -> Table: # a row for each contender that distills
     "The whole cost of distillation, and its ratio to ours"
-    distils = rows[~rows.contender.isin(['limit', 'fastai_alone'])]
-    data = pd.DataFrame({n: whole_cost(distils, n, epochs) for n in students})
+    distills = rows[~rows.contender.isin(['limit', 'fastai_alone'])]
+    data = pd.DataFrame({n: whole_cost(distills, n, epochs) for n in students})
     times = data.div(data.loc['ours_cached'])
     order = times[students[-1]].sort_values().index
-    text = {'': [_label(distils[distils.contender==o]) for o in order]}
+    text = {'': [_label(distills[distills.contender==o]) for o in order]}
     for n in students:
         text[f'{n} student{"s" if n>1 else ""}'] = [f'{data[n][o]/60:.1f} min ({times[n][o]:.2f} ×)' for o in order]
     data = data.add_prefix('seconds_').join(times.add_prefix('times_')).loc[order].reset_index()

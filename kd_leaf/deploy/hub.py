@@ -115,7 +115,7 @@ def write_release(
     dest, # folder to write, whole or not at all
     **fields # for `model_card`
 ) -> Path: # the folder
-    "Write what is shared of a student; `ValueError` for other weights or an empty card, `FileExistsError`"
+    "Write what is shared of a student; `ValueError`: other weights, an empty card; `FileExistsError`: a folder in use"
     classifiers = [OnnxClassifier(o) for o in (onnx if isinstance(onnx, (list, tuple)) else [onnx])]
     module,dest,first = model.model if isinstance(model, Learner) else model,Path(dest),classifiers[0]
     card = model_card(first, [o.path.name for o in classifiers], **fields)

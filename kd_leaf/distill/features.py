@@ -1,4 +1,4 @@
-"""`FeatureKDCallback` distils from inside the networks: feature maps instead of, or beside, logits
+"""`FeatureKDCallback` distills from inside the networks: feature maps instead of, or beside, logits
 
 Docs: https://kd-leaf.github.io/kd_leaf/distill/features.html.md"""
 

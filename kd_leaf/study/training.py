@@ -54,7 +54,7 @@ def _teacher_precision(run, name, device):
 
 # %% ../../nbs/study/08_training.ipynb #c8f199bb
 def _distillation(run, teachers, dls, device, store):
-    "The callback that distils as a run says; its seconds start with those of the caches"
+    "The callback that distills as a run says; its seconds start with those of the caches"
     precisions = [_teacher_precision(run, o, device) for o in run.teacher.split('+')]
     if run.loss in feature_losses: return FeatureKDCallback(teachers[0], run.loss, run.alpha, precision=precisions[0])
     start = time.perf_counter()
