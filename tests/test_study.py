@@ -50,7 +50,7 @@ def test_profile_gpu_is_ten_seeds_and_imagenet(study):
     plan = load_study(study, 'gpu')
     runs = make_runs(plan, SimpleNamespace(name=plan.dataset, sha256='0'*64))
     from_nothing = {r.model for r in runs if r.role == 'teacher' and r.weights == 'none'}
-    asked = dict(roads={'mobilenet_v2', 'mobilenet_v2@weak'}, ablations={'shufflenet_v2_x1_0'})
+    asked = dict(roads={'mobilenet_v2', 'mobilenet_v2@weak'}, ablations={'shufflenet_v2_x1_0', 'densenet121@labels'})
     assert plan.seeds == [*range(10)] and from_nothing == asked.get(study, set())
     assert {r.weights for r in runs if r.role == 'teacher'} >= {'imagenet'}
 
