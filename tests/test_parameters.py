@@ -121,3 +121,14 @@ def test_two_studies_of_one_name(tmp_path, monkeypatch):
     (tmp_path/'studies/leaf.toml').write_text(TOML.replace('"pair"', '"leaf"'), encoding='utf-8')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match='two studies are called .leaf.'): load_study('leaf')
+
+
+def test_a_definition_that_is_refused_takes_no_other_study_down(study):
+    "Nor does one whose file is gone; both would be in all lists, and the front page reads all of them"
+    known = spec.list_studies()
+    with pytest.raises(ValueError): study('"resnet18"', '3')
+    assert spec.list_studies() == known
+    study()
+    assert 'pair' in spec.list_studies()
+    spec._given['pair'].unlink()
+    assert spec.list_studies() == known

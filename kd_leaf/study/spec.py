@@ -37,7 +37,8 @@ def _study_files():
     "Files of each study, by name"
     files = {}
     found = [f for folder in _study_folders() for f in sorted(folder.glob('*.toml'))]
-    for f in dict.fromkeys([*found, *_given.values()]): files.setdefault(f.stem, []).append(f)
+    given = [f for f in _given.values() if f.is_file()] # others have been removed since
+    for f in dict.fromkeys([*found, *given]): files.setdefault(f.stem, []).append(f)
     return files
 
 # %% ../../nbs/study/01_spec.ipynb #e56712f8
@@ -48,9 +49,10 @@ def list_studies() -> list[str]: # names, sorted
 def study_file(
     study:str # from `list_studies`, or the path of a TOML file, which from then on is known by its name
 ) -> Path: # absolute
-    "The file that defines a study; `ValueError` with the nearest names, or if two are called so"
+    "The file that defines a study; `ValueError` with the nearest names, if two are called so, or for a path's content"
     if study.endswith('.toml'):
         if not (path := Path(study).resolve()).is_file(): raise ValueError(f'there is no file {path}')
+        _read_spec(path) # one that is refused is not remembered
         _given[path.stem],study = path,path.stem
     try: check_name(study, list_studies(), 'study')
     except ValueError as e:
