@@ -16,7 +16,7 @@ from ..study.run import kd_only
 from ..study.spec import variant_groups
 from ..study.config import alone_fields,main_runs,multi_teacher,study_fields,variant_names
 from ..evaluate.metrics import class_report,holm
-from .format import Table,describe,display_name,made_from,mean_sd,or_empty,with_ci
+from .format import Table,describe,display_name,listed,made_from,mean_sd,or_empty,with_ci
 from .tables import paired_difference
 from .figures import new_axes,synthetic_warning
 from .costs import budget_figure
@@ -96,7 +96,9 @@ _variant_note = (" F1 of the no-KD baseline and of the distilled student. Gain: 
                  "Seconds: of training, the cache included where it was made.")
 _rare_note = ' Rare: mean F1 of the three classes with fewest training images.'
 
-def _field_text(value): return f'{value:g}' if isinstance(value, float) else str(display_name(value))
+def _field_text(value):
+    if isinstance(value, bool): return 'yes' if value else 'no'
+    return f'{value:g}' if isinstance(value, float) else str(display_name(value))
 
 # %% ../../nbs/report/05_ablations.ipynb #75637be9
 def variant_table(
@@ -108,6 +110,7 @@ def variant_table(
     base,names,groups = study_fields(spec),variant_names(spec),variant_groups(spec['grid'])
     variants = groups[check_name(group, groups, 'group of variants')]
     shown = list(dict.fromkeys(k for v in variants for k in v))
+    same = [k for k in shown if len({(base | v)[k] for v in variants})==1 and len(variants)>1]
     data,text = [],[]
     for model,students in pick(runs, role='student').groupby('model'):
         last,_ = variant_runs(students, variants[-1], base, names)
@@ -118,11 +121,13 @@ def variant_table(
             where = dict(student=model) | {k: (base | v)[k] for k in shown}
             data.append(where | numbers)
             unused = kd_only-{'teacher'} if not (base | v)['teacher'] else set()
-            said = {k: '' if k in unused else _field_text(o) for k,o in where.items()}
+            said = {k: '' if k in unused else _field_text(o) for k,o in where.items() if k not in same}
             text.append({display_name(k, k.capitalize()): o for k,o in said.items()} | words)
     _mark_significant(data, text)
     rows = runs[runs.role=='student']
     caption = describe(rows)+_variant_note+(_rare_note if 'balance' in shown else '')
+    if fixed := [f'{k} {_field_text(o)}' for k in same if (o := (base | variants[-1])[k])!='']:
+        caption += f' In all rows: {listed(fixed)}.'
     title = f'Students by {display_name(group)}'
     return Table(group, title, caption, pd.DataFrame(data), pd.DataFrame(text), made_from(rows))
 
