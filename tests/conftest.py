@@ -1,5 +1,5 @@
 "What all tests share: a copy of the project, and the promise to write nowhere in the checkout"
-import shutil, subprocess
+import shutil, subprocess, sys
 from pathlib import Path
 import hypothesis, pytest
 
@@ -41,10 +41,18 @@ def writes_nowhere():
 
 @pytest.fixture(scope='session', autouse=True)
 def own_cache(tmp_path_factory):
-    "Caches of the user's are neither read nor written"
+    "Caches of the user's are neither read nor written, nor is what he shares"
     with pytest.MonkeyPatch.context() as m:
+        for k in ('KD_LEAF_SHARE', 'KD_LEAF_TERMINAL', 'RAY_ADDRESS', 'HF_HUB_OFFLINE'): m.delenv(k, raising=False)
+        for k in ('NO_PROXY', 'no_proxy'): m.setenv(k, '127.0.0.1,localhost')
         m.setenv('KD_LEAF_CACHE', str(tmp_path_factory.mktemp('kd_leaf_cache')))
         yield
+
+
+@pytest.fixture(autouse=True)
+def studies_of_its_own(monkeypatch):
+    "Studies that a test gives by path are not known to the next one"
+    if spec := sys.modules.get('kd_leaf.study.spec'): monkeypatch.setattr(spec, '_given', {})
 
 
 @pytest.fixture(scope='session')

@@ -2,12 +2,10 @@
 import json, shutil, subprocess, sys
 from functools import partial
 import numpy as np, pytest, torch
-from fastai.basics import CrossEntropyLossFlat, Learner
 from hypothesis import HealthCheck, given, settings, strategies as st
 from kd_leaf.distill.cache import TeacherLogits, cache_teacher
 from kd_leaf.distill.several import MeanLogits
 from kd_leaf.data.store import image_store
-from kd_leaf.distill.callbacks import KDCallback
 from kd_leaf.distill.learner import distill
 from kd_leaf.models.zoo import create_model
 from kd_leaf.data.views import Views, mix64, view_dls

@@ -17,12 +17,13 @@ def cluster():
     "A head without CPUs of its own, and three nodes of one CPU"
     from ray.cluster_utils import Cluster
     here = str(Path(__file__).parent)  # where the workers find this file
-    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, (here, os.environ.get('PYTHONPATH'))))
-    c = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, object_store_memory=80*2**20))
-    nodes = [c.add_node(num_cpus=1, object_store_memory=80*2**20) for _ in range(3)]
-    yield c, nodes
-    ray.shutdown()
-    c.shutdown()
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('PYTHONPATH', here, prepend=os.pathsep)
+        c = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, object_store_memory=80*2**20))
+        nodes = [c.add_node(num_cpus=1, object_store_memory=80*2**20) for _ in range(3)]
+        yield c, nodes
+        ray.shutdown()
+        c.shutdown()
 
 
 def is_busy(node):
@@ -116,6 +117,7 @@ def test_a_killed_node_is_survived(cluster, tmp_path):
         last = max(busy, key=lambda f: f.stat().st_mtime)  # it has the longest to go
         node = next(n for n in nodes if n.node_id == last.read_text().split()[0])
         c.remove_node(node, allow_graceful=False)
+        nodes.remove(node)
         killed.append(last.stem)
 
     results = run_jobs(work, jobs, executor, on_done, retries=2)

@@ -69,7 +69,7 @@ def wait_for(what, seconds=200):
 
 def test_two_drivers_make_each_run_once(tmp_path):
     drivers = [driver(tmp_path) for _ in range(2)]
-    for p in drivers: assert p.wait(300) == 0, p.stderr.read()
+    for p in drivers: assert (said := p.communicate(timeout=300)[1]) is not None and p.returncode == 0, said
     assert set(made(tmp_path).values()) == {1}
     assert made(tmp_path).keys() == records(tmp_path/'results_quick').keys() and len(made(tmp_path)) == 6
 
@@ -82,7 +82,8 @@ def test_a_killed_driver_leaves_no_lock_behind(tmp_path):
     wait_for(lambda: len(records(tmp_path/'results_quick')) == 4)  # all but this teacher and its student
     assert made(tmp_path)[claimed] == 1 and second.poll() is None
     first.send_signal(signal.SIGKILL)
-    assert second.wait(200) == 0, second.stderr.read()
+    said = second.communicate(timeout=200)[1]
+    assert second.returncode == 0, said
     assert made(tmp_path).pop(claimed) == 2 and len(records(tmp_path/'results_quick')) == 6
     assert sorted(made(tmp_path).values()) == [1]*5+[2]
 

@@ -10,7 +10,6 @@ from kd_leaf.data.files import _toml, write_card
 from kd_leaf.deploy.export import export_onnx
 from kd_leaf.deploy.hub import model_card
 from kd_leaf.deploy.page import make_page, web_runtime
-from kd_leaf.deploy.runtime import OnnxClassifier
 from kd_leaf.models.zoo import create_model
 from kd_leaf.report.format import escape, md_table
 from kd_leaf.study.config import load_study

@@ -42,21 +42,22 @@ def records(root): return {f.stem: f.stat().st_mtime_ns for f in (root/'results_
 def test_killed_in_a_student_and_started_again(tmp_path):
     whole, broken = project(tmp_path/'whole'), project(tmp_path/'broken')
     p = run_all(whole)
-    assert p.wait() == 0, p.stderr.read()
+    err = p.communicate()[1]
+    assert p.returncode == 0, err
     assert len(records(whole)) == 8  # a teacher, 4 students, one taught by an ensemble, 2 selectors
 
     p = run_all(broken)
     deadline = time.time()+900
     while len(records(broken)) < 3 and p.poll() is None and time.time() < deadline: time.sleep(.05)  # a teacher, 2 students: another has begun
-    time.sleep(.5)
     for pid in kernels_of(broken): os.kill(pid, signal.SIGKILL)
-    p.wait()
+    p.communicate()
     done = records(broken)
-    assert 3 <= len(done) < 6
+    assert 3 <= len(done) < len(records(whole))
     assert all(json.loads((broken/f'results_quick/leaf/runs/{k}.json').read_text())['key'] == k for k in done)  # whole, all of them
 
     p = run_all(broken)
-    assert p.wait() == 0, p.stderr.read()
+    err = p.communicate()[1]
+    assert p.returncode == 0, err
     after = records(broken)
     assert {k: after[k] for k in done} == done  # not made again
     assert set(after) == set(records(whole))

@@ -104,9 +104,10 @@ def test_a_run_without_readable_predictions_is_not_done(copy, spoil):
 def test_commit_of_the_users_repository_is_not_recorded(monkeypatch, tmp_path):
     "A kd_leaf installed inside another repository has no commit"
     import subprocess
+    for k in [k for k in os.environ if k.startswith('GIT_')]: monkeypatch.delenv(k)  # of the hook that runs the tests
     (tmp_path/'venv/kd_leaf').mkdir(parents=True)
     subprocess.run(['git', 'init', '-q', str(tmp_path)], check=True)
-    subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b', 'commit', '-q', '--allow-empty', '-m', 'x'], check=True)
+    subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b', '-c', 'commit.gpgsign=false', 'commit', '-q', '--allow-empty', '-m', 'x'], check=True)
     monkeypatch.setattr(files.kd_leaf, '__file__', str(tmp_path/'venv/kd_leaf/__init__.py'))
     assert files.code_version.__wrapped__() == dict(commit='', dirty=False)
 

@@ -139,7 +139,7 @@ def _starred(differences):
 def budget_table(
     rows:pd.DataFrame # from `load_bench('budget')`
 ) -> Table: # a row for each budget and system
-    "Scores on test after the same minutes, and how far ours is ahead"
+    "Scores on test for the same budget of minutes, and how far ours is ahead"
     groups = {k: g for k,g in rows.groupby(['minutes', 'system'])}
     others = {k: _beats(groups[k[0], 'ours'], g) for k,g in groups.items() if k[1]!='ours'}
     ahead = {s: dict(zip(others, _starred([d[s] for d in others.values()]))) for s in ('accuracy', 'f1')}
@@ -152,7 +152,7 @@ def budget_table(
         row = {'': _label(g), 'budget': f'{minutes:g} min', 'epochs': used['epochs'], 'took': took}
         row |= {k.replace('f1', 'F1'): mean_sd(v) for k,v in scored.items()}
         text.append(row | {f"ours ahead, {s.replace('f1', 'F1')}": ahead[s].get((minutes, name), '') for s in ahead})
-    title = 'Scores on test after the same minutes'
+    title = 'Scores on test for the same budget of minutes'
     one = lambda k: ', '.join(map(str, rows[k].unique()))
     caption = (f"{one('dataset')} at {one('size')} px, {one('fraction')} of the labels; "
                f"{one('teacher')} teaches {one('student')}. Mean ± sd over {rows.seed.nunique()} seeds; "

@@ -209,9 +209,7 @@ def decode_image(
 ): # uint8 (size, size, 3), or a string that says what is wrong with the image
     "One image, upright and cropped to the centre square; a fault of the machine is raised"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning) # twice as many pixels are an error
-            return np.asarray(ImageOps.fit(open_image(item), (size, size), Image.BICUBIC))
+        return np.asarray(ImageOps.fit(open_image(item), (size, size), Image.BICUBIC))
     except MemoryError as e: raise MemoryError(f'out of memory at {item}: close other programs') from e
     except OSError as e:
         if e.errno in _broken:

@@ -28,7 +28,7 @@ from ..core import default_device
 from ..devices import send
 from .augment import TrainOnly,leaf_transforms
 from .files import decode_image
-from .store import release_pages
+from .store import large_images,release_pages
 
 # %% ../../nbs/data/06_loaders.ipynb #1687058a
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _folder_labels(items, vocab):
 
 def _decode_items(items, size):
     "(n, size, size, 3) uint8; `ValueError` lists what is no image"
-    with ThreadPoolExecutor() as pool: ims = list(pool.map(lambda o: decode_image(o, size), items))
+    with large_images(), ThreadPoolExecutor() as pool: ims = list(pool.map(lambda o: decode_image(o, size), items))
     bad = [f'  {_item_name(k, o)}: {im}' for k,(o,im) in enumerate(zip(items, ims)) if isinstance(im, str)]
     if bad: raise ValueError('these cannot be read as images:\n'+'\n'.join(bad))
     return np.stack(ims)

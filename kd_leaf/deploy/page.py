@@ -36,8 +36,10 @@ def _check_runtime(folder):
 def _npm_pack(dest):
     "Fetch the package into a folder; `RuntimeError` with the remedy where that fails"
     if not (npm := shutil.which('npm')): raise RuntimeError(f'npm is not installed: install Node.js, {_by_hand}')
-    command = [npm, 'pack', f'onnxruntime-web@{runtime_version}', '--silent', '--fetch-retries=1']
-    done = subprocess.run(command, cwd=dest, capture_output=True, text=True)
+    limits = '--fetch-retries=1', '--fetch-timeout=20000'
+    command = [npm, 'pack', f'onnxruntime-web@{runtime_version}', '--silent', *limits]
+    try: done = subprocess.run(command, cwd=dest, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired: done = subprocess.CompletedProcess(command, 1, stderr='no answer in two minutes')
     if done.returncode:
         why = next((l for l in done.stderr.splitlines() if l.strip()), 'no reason given').removeprefix('npm error ')
         raise RuntimeError(f'npm cannot fetch onnxruntime-web ({why}): connect to the network, {_by_hand}')

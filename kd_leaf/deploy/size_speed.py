@@ -54,16 +54,13 @@ def size_speed_report(
 
 # %% ../../nbs/deploy/10_size_speed.ipynb #9bd3b547
 def _plot_costs(ax, sns, rows, cost, legend):
-    "F1 against a cost; the front as a line, with the names of its networks"
+    "F1 against a cost; the front as a line"
     df = rows.dropna(subset=[cost]).assign(Network=lambda o: o.model.map(display_name), Format=lambda o: o.precision)
     sns.scatterplot(df, x=cost, y='f1', hue='Network', style='Format', s=70, ax=ax, legend=legend)
     front = df[pareto_front(df[cost], df.f1)].sort_values(cost)
     ax.plot(front[cost], front.f1, color='.3', lw=1, zorder=0)
-    above = dict(xytext=(0, 9), textcoords='offset points', fontsize=8, ha='center')
-    for name,r in front.groupby('Network').first().iterrows(): # the cheapest file of each
-        ax.annotate(f'{name}, {r.Format}', (r[cost], r.f1), **above)
     ax.set(xscale='log')
-    ax.margins(x=.2, y=.15)
+    ax.margins(x=.1, y=.1)
 
 def size_speed_figure(
     rows:pd.DataFrame # from `load_size_speed`

@@ -15,6 +15,7 @@ from torch.utils.benchmark import Timer
 from ..checks import check_number
 from ..core import file_sha256,name_full_disk,read_json,write_json
 from ..data.files import decode_image
+from ..data.store import large_images
 from .layer import RuleLayer,take_member
 from .rules import Rule
 from .selector import selector_net
@@ -114,7 +115,7 @@ def predict(self:Ensemble,
     "Classify one image; `ValueError` if it cannot be read"
     if not (self.vocab and self.size): raise ValueError(
         'this ensemble does not know its classes or the size of its images: give vocab and size')
-    pixels = decode_image(image, self.size)
+    with large_images(): pixels = decode_image(image, self.size)
     shown = image if isinstance(image, (str, Path)) else type(image).__name__
     if isinstance(pixels, str): raise ValueError(f'{shown}: {pixels}')
     mean,std = (torch.tensor(o)[:, None, None] for o in imagenet_stats)

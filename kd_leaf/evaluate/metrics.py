@@ -146,7 +146,7 @@ def paired_bootstrap(
     check_number('n', n, 2, whole=True)
     check_number('level', level, 0, 1-1e-9, above=True)
     a,b,targets = _checked_pair(a, b, targets)
-    (_,m,n_classes),weights = a.shape,_draws(a.shape[1], n, seed)
+    n_classes,weights = a.shape[-1],_draws(a.shape[1], n, seed)
     scored = lambda logits: of_draws(logits.argmax(1), targets, weights, n_classes)
     diff = np.stack([scored(x)-scored(y) for x,y in zip(a, b)], 1) # (1+n, n_seeds)
     mean,(sd,df) = float(diff[0].mean()),_spread(diff[0], diff[1:])

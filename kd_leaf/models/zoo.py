@@ -11,7 +11,7 @@ __all__ = ['teachers', 'students', 'fetch_remedies', 'cnn4', 'list_models', 'is_
 # %% ../../nbs/models/01_zoo.ipynb #227fdb64
 import copy,importlib,importlib.util,re
 from pathlib import Path
-import numpy as np, pandas as pd, torch, torchvision
+import pandas as pd, torch, torchvision
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode

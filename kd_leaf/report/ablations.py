@@ -90,7 +90,8 @@ def _variant_row(kd, alone, last, with_rare):
 
 # %% ../../nbs/report/05_ablations.ipynb #2c705372
 _variant_note = (" F1 of the no-KD baseline and of the distilled student. Gain: distilled minus baseline; "
-                 "difference: to the last row; both with 95 % CI over test images and seeds; * p < .05 after "
+                 "difference: to the last row of the same student; both with 95 % CI over test images and seeds; "
+                 "* p < .05 after "
                  "Holm's correction over the column. The baseline has the same variant as far as it "
                  "concerns a student without a teacher. "
                  "Seconds: of training, the cache included where it was made.")

@@ -160,4 +160,5 @@ def headline(
     lowest,highest = (data.loc[k] for k in (data.ours.idxmin(), data.ours.idxmax()))
     at = lambda r: with_ci(r.ours, r.low, r.high)
     return (f'Distillation adds {data.ours.mean():+.3f} to the macro F1 of the students on average over {len(data)} '
-            f'settings (student, teacher, balance); least {at(lowest)}, most {at(highest)} (95 % CI).')
+            f'settings (student, teacher, balance); least {at(lowest)}, most {at(highest)} (95 % CI); '
+            f"{(data.p<.05).sum()} of the {len(data)} differ from zero after Holm's correction.")

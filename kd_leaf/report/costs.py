@@ -12,6 +12,7 @@ import numpy as np, pandas as pd
 from .ensembles import load_ms
 from .figures import new_axes,synthetic_warning
 from .format import Table,display_name,run_name
+from ..study.config import teachers_of
 from ..study.records import pick
 
 # %% ../../nbs/report/04_costs.ipynb #dbbd4cf3
@@ -45,7 +46,10 @@ def _costs(runs, table, balance):
     for (model,_),g in pick(runs, role='student', balance=balance).groupby(['model', 'teacher']):
         first = g.iloc[0]
         rows.append(dict(name=run_name(first), kind='student', params=first.params, ms=ms[model], f1=g.f1.mean()))
-    cost = cost[~cost.kind.isin(['bound', 'control', 'best student', 'from ensemble'])]
+    first = pick(runs[~runs.key.isin(teachers_of(runs).key)], role='teacher') # that has taught the teachers
+    for r in first.itertuples():
+        rows.append(dict(name=display_name(r.model), kind='teacher', params=r.params, ms=ms[r.model], f1=r.f1))
+    cost = cost[~cost.kind.isin(['bound', 'best student', 'from ensemble'])]
     return pd.concat([cost, pd.DataFrame(rows)], ignore_index=True)
 
 # %% ../../nbs/report/04_costs.ipynb #b18b4609
@@ -97,12 +101,13 @@ def budget_figure(
     fig,axs,sns = new_axes('What minutes buy', '', 10, 4, ncols=2)
     bars = dict(errorbar='sd', err_style='bars') if df.seed.nunique()>1 else dict(errorbar=None)
     look = dict(hue='way', hue_order=_ways, style='way', style_order=_ways, markers=True, dashes=False)
+    look['palette'] = [sns.color_palette()[k] for k in (0, 1, 2, 4, 7)]
     ticks = [t for t in (.1, .2, .5, 1, 2, 5, 10, 20, 50, 100) if .8*df.minutes.min()<=t<=1.2*df.minutes.max()]
     for ax,score in zip(axs, ('accuracy', 'f1')):
         sns.lineplot(df, x='minutes', y=score, legend=score=='f1', ax=ax, **bars, **look)
         ax.axhline(teacher[score].mean(), color='black', lw=1, ls='--', label='the teacher')
-        ax.set(xscale='log', xticks=ticks, xlabel='minutes of training, one thread')
-        ax.set_title(f'{display_name(score)} (test)')
+        ax.set(xscale='log', xticks=ticks, xlabel='minutes of training, one thread', ylabel='score (test)')
+        ax.set_title(display_name(score))
         ax.xaxis.set_major_formatter('{x:g}')
         ax.minorticks_off(),synthetic_warning(ax, runs)
     axs[1].legend(title='', bbox_to_anchor=(1.01, 1), loc='upper left')

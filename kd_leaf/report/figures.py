@@ -172,9 +172,9 @@ def class_figure(
     fig,ax,sns = new_axes('F1 of each class (test images)', '', height=1.2+.28*df.label.nunique())
     points = dict(linestyle='none', markersize=5, dodge=.4, err_kws=dict(linewidth=1), errorbar=_spread(runs))
     sns.pointplot(df, x='f1', y='label', hue='who', ax=ax, **points)
-    ax.set(xlabel='F1 (test)', ylabel='')
-    _legend(ax, fontsize=8)
-    synthetic_warning(ax, runs)
+    ax.set(xlabel='F1 (test)', ylabel='', xlim=(-.02, 1), xticks=np.arange(0, 1.1, .2))
+    ax.get_legend().remove(),synthetic_warning(ax, runs)
+    fig.legend(*ax.get_legend_handles_labels(), fontsize=8, ncols=3, loc='outside lower center')
     return fig
 
 # %% ../../nbs/report/02_figures.ipynb #b94bd919
@@ -233,7 +233,7 @@ def _half_sure(logits, targets):
 def soft_target_figure(
     teacher, # row of `load_runs`
     image:int=None, # number of a test image; by default one on which the teacher is right and half sure
-    temperatures=(1, 4, 8) # above 0
+    temperatures=(1, 2, 8) # above 0
 ):
     "A teacher's probabilities for one image at several temperatures; returns the matplotlib figure"
     row = pd.DataFrame([teacher])

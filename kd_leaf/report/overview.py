@@ -24,7 +24,9 @@ from .tables import best_student,gains,paired_difference,reproduction_table
 # %% ../../nbs/report/08_overview.ipynb #31b21673
 def _studies():
     "Yields name and definition of all studies, also on other images, as far as they are on record"
+    on_record = {o.parent.name.partition('@')[0] for o in results_dir('*').parent.glob('*/runs')}
     for study in list_studies():
+        if study not in on_record: continue # nor need its definition be right
         spec = study_spec(study)
         for name in (study, *(f'{study}@{o}' for o in spec.get('also', []))):
             if (results_dir(name)/'runs').exists(): yield name,spec
@@ -80,8 +82,8 @@ def source_table() -> Table: # a row a number that a source prints
 
 # %% ../../nbs/report/08_overview.ipynb #ba2f8b65
 _overview_note = ("Test split. The distilled student that is best on valid, its teacher, and its no-KD baseline "
-                  "(before the arrow); the labels it learns from; the minutes of one thread that all trainings of the "
-                  "study took, on the machines that its page names.{} "
+                  "(before the arrow); the labels it learns from; the minutes that trainings and selectors of "
+                  "the study took, summed, on the machines that its page names (most with one thread each).{} "
                   "Profile {}, means over {} seeds; 95 % CI of the gain. Ablations (other losses, no augmentation) "
                   "are on the pages of the studies. † Fewer than {} images: the study runs, and that is all it shows.")
 

@@ -101,7 +101,7 @@ def _open_stores(paths):
 class RayExecutor:
     "Runs jobs as tasks on a Ray cluster"
     def __init__(self,
-        address:str='', # of the cluster: "auto", "host:port", "ray://host:port"; empty: a local one is started
+        address:str='', # "auto", "host:port", "ray://host:port"; empty: that of RAY_ADDRESS, or a local one is started
         workers:int=None, # jobs at a time; what the cluster has by default
         threads:int=1, # CPUs of a job where there is no GPU
         retries:int=2 # how often Ray starts a job again whose node was lost
@@ -109,7 +109,8 @@ class RayExecutor:
         self.ray = import_extra('ray', 'cluster')
         try:
             _knock(address)
-            self.ray.init(address or None, ignore_reinit_error=True, logging_level='ERROR', log_to_driver=False)
+            own = None if os.environ.get('RAY_ADDRESS') else 'local' # not one that another user has started here
+            self.ray.init(address or own, ignore_reinit_error=True, logging_level='ERROR', log_to_driver=False)
         except (OSError, ValueError, RuntimeError) as e:
             remedy = 'start one with `ray start --head`, or leave address empty'
             raise ConnectionError(f'no Ray cluster at {address!r} ({e}): {remedy}') from e

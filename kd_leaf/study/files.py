@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, psutil
 import kd_leaf
 from ..checks import is_sealed,seal
-from ..core import atomic_path,cache_dir,device_name,file_sha256,read_json,stable_hash,write_csv,write_json
+from ..core import atomic_path,cache_dir,device_name,file_sha256,read_json,write_csv,write_json
 from ..data.archives import fetch_shared
 from ..evaluate.metrics import scores
 from .run import Run,later

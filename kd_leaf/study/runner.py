@@ -32,7 +32,7 @@ from .engine import Failure,Job,run_jobs
 from .executors import make_executor
 from .progress import StudyProgress,Ticker,run_cost
 from .terminal import said_when_stopped,study_bar
-from .training import fit_run
+from .training import fit_run,torch_as_found
 
 # %% ../../nbs/study/10_runner.ipynb #fb0bd03a
 @contextlib.contextmanager
@@ -97,7 +97,7 @@ def do_run(
 ) -> tuple: # (record, for `keep_run`; logits and targets of valid and test by name)
     "Train a run and save its weights in the cache; nothing else is written"
     device = device or default_device()
-    with one_thread() if device=='cpu' else contextlib.nullcontext():
+    with torch_as_found(), one_thread() if device=='cpu' else contextlib.nullcontext():
         return _do_run(run, store, device, cbs, sha256, teacher_store)
 
 

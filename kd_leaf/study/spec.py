@@ -37,7 +37,8 @@ def _study_files():
     "Files of each study, by name"
     files = {}
     found = [f for folder in _study_folders() for f in sorted(folder.glob('*.toml'))]
-    given = [f for f in _given.values() if f.is_file()] # others have been removed since
+    same = {(f.stem, f.read_bytes()) for f in found}
+    given = [f for f in _given.values() if f.is_file() and (f.stem, f.read_bytes()) not in same] # gone, or copied
     for f in dict.fromkeys([*found, *given]): files.setdefault(f.stem, []).append(f)
     return files
 
