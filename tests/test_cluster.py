@@ -131,3 +131,16 @@ def test_unreachable_address():
     with pytest.raises(ConnectionError, match='no Ray cluster at'):
         ray.shutdown()
         make_executor('ray', address='127.0.0.1:1')
+
+
+def test_without_an_address_a_cluster_of_ones_own(monkeypatch):
+    "Not the one that somebody else has started on this machine, which Ray would join; RAY_ADDRESS names one that is meant"
+    asked = []
+    def init(address, **kw):
+        asked.append(address)
+        raise ValueError('no')
+    monkeypatch.setattr(ray, 'init', init)
+    for name in ('', '127.0.0.1:6379'):
+        if name: monkeypatch.setenv('RAY_ADDRESS', name)
+        with pytest.raises(ConnectionError, match='no Ray cluster at'): make_executor('ray')
+    assert asked == ['local', None]

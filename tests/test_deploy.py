@@ -243,6 +243,9 @@ def test_no_npm_and_no_network(student, tmp_path, monkeypatch, capsys):
     npm.write_text('#!/bin/sh\necho "npm error code ENOTFOUND" >&2\nexit 1\n'); npm.chmod(0o755)
     monkeypatch.setattr(page.shutil, 'which', lambda name: str(npm))
     assert main(args) == 1 and 'npm cannot fetch onnxruntime-web (code ENOTFOUND): connect to the network' in capsys.readouterr().err
+    def silent(command, **kw): raise page.subprocess.TimeoutExpired(command, kw['timeout'])
+    monkeypatch.setattr(page.subprocess, 'run', silent)
+    assert main(args) == 1 and 'npm cannot fetch onnxruntime-web (no answer in two minutes)' in capsys.readouterr().err
     assert not (tmp_path/'leaf.html').exists() and not list((tmp_path/'cache').rglob('*.wasm'))
 
 
