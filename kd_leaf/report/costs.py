@@ -32,9 +32,9 @@ def _plot_front(ax, df, x, **kw):
     sns.scatterplot(df, x=x, y='f1', hue='kind', style='kind', s=70, ax=ax, **kw)
     front = df[pareto_front(df[x], df.f1)].sort_values(x)
     ax.plot(front[x], front.f1, color='grey', lw=.8, zorder=0)
-    for r in front.itertuples():
-        at = (getattr(r, x), r.f1)
-        ax.annotate(r.name, at, xytext=(0, 8), textcoords='offset points', fontsize=8, ha='center')
+    above = dict(xytext=(0, 8), textcoords='offset points', fontsize=8)
+    for k,r in enumerate(front.itertuples()):
+        ax.annotate(r.name, (getattr(r, x), r.f1), ha='center' if k else 'left', **above)
     ax.set(xscale='log')
     ax.margins(x=.15, y=.12)
 
@@ -46,7 +46,7 @@ def _costs(runs, table, balance):
     for (model,_),g in pick(runs, role='student', balance=balance).groupby(['model', 'teacher']):
         first = g.iloc[0]
         rows.append(dict(name=run_name(first), kind='student', params=first.params, ms=ms[model], f1=g.f1.mean()))
-    first = pick(runs[~runs.key.isin(teachers_of(runs).key)], role='teacher') # that has taught the teachers
+    first = runs[(runs.role=='teacher') & (runs.balance==balance) & ~runs.key.isin(teachers_of(runs).key)] # theirs
     for r in first.itertuples():
         rows.append(dict(name=display_name(r.model), kind='teacher', params=r.params, ms=ms[r.model], f1=r.f1))
     cost = cost[~cost.kind.isin(['bound', 'best student', 'from ensemble'])]
