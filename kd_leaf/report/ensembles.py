@@ -173,13 +173,12 @@ def _rows(runs, balance, selectors):
     return [*single, *rules, *control, *chosen, *taught, Row('oracle', 'bound', _combined(groups, 'oracle'), params)]
 
 # %% ../../nbs/report/03_ensembles.ipynb #2d771fde
-_ensemble_note = (' Ensembles of all distilled students, fitted on valid; hard router: a network that looks at '
-                  'the image and asks one student; soft gate: it weighs all. "−": difference in F1 and its 95 '
-                  '% CI, over test images and seeds; * p < 0.05 after Holm. ms: an image, one at a time; '
-                  'compare within the table, for another was made at another time. Oracle: the member that is '
-                  'right or, where all are wrong, the most confident; a bound on every choice of one member. '
-                  'Control: the best student, its logits fitted to valid as those of all are. From ensemble: '
-                  'one student taught by all members at once.')
+_ensemble_note = (' Ensembles of all distilled students, fitted on valid; hard router: a network that looks at the '
+                  'image and asks one student; soft gate: it weighs all. "−": difference in F1 and its 95 % CI, over '
+                  'test images and seeds; * p < 0.05 after Holm. ms: an image, one at a time; compare them within a '
+                  'table only. Oracle: the member that is right or, where all are wrong, the most confident; a bound '
+                  'on every choice of one member. Control: the best student, its logits fitted to valid as those of '
+                  'all are. From ensemble: one student taught by all members at once.')
 
 def _compared(rows, other, targets):
     "Difference of every ensemble to one other row, with its interval and Holm's p, by name"
