@@ -91,7 +91,7 @@ def test_what_runs_is_stopped_with_the_study(cluster, tmp_path):
     jobs = [Job(str(k), (k, str(tmp_path))) for k in range(2)]
     with pytest.raises(KeyboardInterrupt):
         run_jobs(wait_long, jobs, make_executor('ray', address=cluster[0].address), interrupt)
-    for _ in range(1200):  # a busy machine is no fault
+    for _ in range(6000):  # a busy machine is no fault
         if not any(map(is_busy, cluster[1])): break
         time.sleep(.05)
     assert not any(map(is_busy, cluster[1])) and not (tmp_path/'1.ended').exists()
