@@ -97,6 +97,11 @@ _variant_note = (" F1 of the no-KD baseline and of the distilled student. Gain: 
                  "Seconds: of training, the cache included where it was made.")
 _rare_note = ' Rare: mean F1 of the three classes with fewest training images.'
 
+def _fields(base, variants):
+    "Fields that variants give, and those of them that are the same in all of several"
+    given = list(dict.fromkeys(k for v in variants for k in v))
+    return given,[k for k in given if len({(base | v)[k] for v in variants})==1 and len(variants)>1]
+
 def _field_text(value):
     if isinstance(value, bool): return 'yes' if value else 'no'
     return f'{value:g}' if isinstance(value, float) else str(display_name(value))
@@ -110,8 +115,7 @@ def variant_table(
     "Students in each variant of a list: baseline, distilled, the gain, and the difference to the last variant"
     base,names,groups = study_fields(spec),variant_names(spec),variant_groups(spec['grid'])
     variants = groups[check_name(group, groups, 'group of variants')]
-    shown = list(dict.fromkeys(k for v in variants for k in v))
-    same = [k for k in shown if len({(base | v)[k] for v in variants})==1 and len(variants)>1]
+    shown,same = _fields(base, variants)
     data,text = [],[]
     for model,students in pick(runs, role='student').groupby('model'):
         last,_ = variant_runs(students, variants[-1], base, names)
@@ -127,7 +131,7 @@ def variant_table(
     _mark_significant(data, text)
     rows = runs[runs.role=='student']
     caption = describe(rows)+_variant_note+(_rare_note if 'balance' in shown else '')
-    if fixed := [f'{k} {_field_text(o)}' for k in same if (o := (base | variants[-1])[k])!='']:
+    if fixed := [f'{k}: {_field_text(o)}' for k in same if (o := (base | variants[-1])[k])!='']:
         caption += f' In all rows: {listed(fixed)}.'
     title = f'Students by {display_name(group)}'
     return Table(group, title, caption, pd.DataFrame(data), pd.DataFrame(text), made_from(rows))
@@ -159,7 +163,9 @@ def variant_figure(
     group:str='variants' # name of a list of variants
 ):
     "F1 of the students in each variant, baseline and distilled, a point a seed; returns the matplotlib figure"
-    parts = [g.assign(variant=_variant_label(v), who=who) for v,who,g in _variants_of(runs, spec, group)]
+    _,same = _fields(study_fields(spec), variant_groups(spec['grid'])[group])
+    label = lambda v: _variant_label({k: o for k,o in v.items() if k not in same})
+    parts = [g.assign(variant=label(v), who=who) for v,who,g in _variants_of(runs, spec, group)]
     df = pd.concat(parts).map(display_name)
     if df.model.nunique()>1: df['variant'] = df.model+': '+df.variant
     there = [o for o in ('no KD', 'distilled') if (df.who==o).any()]
@@ -167,8 +173,7 @@ def variant_figure(
     fig,ax,sns = new_axes(f'Students by {display_name(group)}', '', height=1.2+.3*df.variant.nunique())
     sns.stripplot(df, x='f1', y='variant', ax=ax, **points)
     ax.set(xlabel='F1 (test)', ylabel='')
-    _legend(ax)
-    synthetic_warning(ax, runs)
+    _legend(ax),synthetic_warning(ax, runs)
     return fig
 
 # %% ../../nbs/report/05_ablations.ipynb #db64d06e
@@ -190,8 +195,7 @@ def fraction_figure(
     ax.set(xscale='log', xlabel='labels, % of the training split')
     ax.set_xticks(ticks, [f'{t:g}' for t in ticks])
     ax.minorticks_off()
-    _legend(ax)
-    synthetic_warning(ax, runs)
+    _legend(ax),synthetic_warning(ax, runs)
     return fig
 
 # %% ../../nbs/report/05_ablations.ipynb #40956b6b
