@@ -86,9 +86,11 @@ def check_images(self:ProcessExecutor,
 
 # %% ../../nbs/study/06_executors.ipynb #d4d0db8b
 def _knock(address):
-    "`OSError` at once where nobody listens: Ray itself would try for minutes"
+    "What Ray is to be asked for; `OSError` at once where nobody listens: Ray itself would try for minutes"
     host,_,port = address.removeprefix('ray://').rpartition(':')
     if port.isdigit(): socket.create_connection((host, int(port)), timeout=5).close()
+    if address or os.environ.get('RAY_ADDRESS'): return address or None
+    return 'local' # and not the cluster that another user has started here, which Ray would join
 
 def _version():
     import kd_leaf,torch
@@ -108,9 +110,8 @@ class RayExecutor:
     ):
         self.ray = import_extra('ray', 'cluster')
         try:
-            _knock(address)
-            own = None if os.environ.get('RAY_ADDRESS') else 'local' # not one that another user has started here
-            self.ray.init(address or own, ignore_reinit_error=True, logging_level='ERROR', log_to_driver=False)
+            where = _knock(address)
+            self.ray.init(where, ignore_reinit_error=True, logging_level='ERROR', log_to_driver=False)
         except (OSError, ValueError, RuntimeError) as e:
             remedy = 'start one with `ray start --head`, or leave address empty'
             raise ConnectionError(f'no Ray cluster at {address!r} ({e}): {remedy}') from e
