@@ -84,7 +84,7 @@ def check_images(self:ProcessExecutor,
     stores # `ImageStore`s that the jobs need
 ): "They are on this machine"
 
-# %% ../../nbs/study/06_executors.ipynb #d4d0db8b
+# %% ../../nbs/study/06_executors.ipynb #a308977f
 def _knock(address):
     "What Ray is to be asked for; `OSError` at once where nobody listens: Ray itself would try for minutes"
     host,_,port = address.removeprefix('ray://').rpartition(':')
@@ -92,6 +92,7 @@ def _knock(address):
     if address or os.environ.get('RAY_ADDRESS'): return address or None
     return 'local' # and not the cluster that another user has started here, which Ray would join
 
+# %% ../../nbs/study/06_executors.ipynb #d4d0db8b
 def _version():
     import kd_leaf,torch
     return dict(kd_leaf=kd_leaf.__version__, torch=torch.__version__.split('+')[0])
