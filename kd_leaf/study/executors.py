@@ -85,7 +85,7 @@ def check_images(self:ProcessExecutor,
 ): "They are on this machine"
 
 # %% ../../nbs/study/06_executors.ipynb #a308977f
-def _knock(address):
+def _address(address):
     "What Ray is to be asked for; `OSError` at once where nobody listens: Ray itself would try for minutes"
     host,_,port = address.removeprefix('ray://').rpartition(':')
     if port.isdigit(): socket.create_connection((host, int(port)), timeout=5).close()
@@ -111,7 +111,7 @@ class RayExecutor:
     ):
         self.ray = import_extra('ray', 'cluster')
         try:
-            where = _knock(address)
+            where = _address(address)
             self.ray.init(where, ignore_reinit_error=True, logging_level='ERROR', log_to_driver=False)
         except (OSError, ValueError, RuntimeError) as e:
             remedy = 'start one with `ray start --head`, or leave address empty'

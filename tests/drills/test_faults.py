@@ -112,7 +112,9 @@ def test_several_at_once(n, whole, runtime, tmp_path, request):  # noqa: F811
     folder = tmp_path/'crowd'
     work.prepare(folder)
     crowd = [driver(folder, runtime) for _ in range(n)]
-    for p in crowd: assert (said := p.communicate(timeout=600)[1]) is not None and p.returncode == 0, said
+    for p in crowd:
+        said = p.communicate(timeout=600)[1]
+        assert p.returncode == 0, said
     assert left(folder) == left(whole) and leftovers(folder) == []
 
 
