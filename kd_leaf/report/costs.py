@@ -32,9 +32,9 @@ def _plot_front(ax, df, x, **kw):
     sns.scatterplot(df, x=x, y='f1', hue='kind', style='kind', s=70, ax=ax, **kw)
     front = df[pareto_front(df[x], df.f1)].sort_values(x)
     ax.plot(front[x], front.f1, color='grey', lw=.8, zorder=0)
-    above = dict(xytext=(0, 8), textcoords='offset points', fontsize=8)
-    for k,r in enumerate(front.itertuples()):
-        ax.annotate(r.name, (getattr(r, x), r.f1), ha='center' if k else 'left', **above)
+    for k,r in enumerate(front.itertuples()): # one high, one low: two long names side by side would touch
+        where = dict(xytext=(0, 8+10*(k%2)), textcoords='offset points', ha='center' if k else 'left')
+        ax.annotate(r.name, (getattr(r, x), r.f1), fontsize=8, **where)
     ax.set(xscale='log')
     ax.margins(x=.15, y=.12)
 

@@ -84,7 +84,7 @@ def source_table() -> Table: # a row a number that a source prints
 _overview_note = ("Test split. The distilled student that is best on valid, its teacher, and its no-KD baseline "
                   "(before the arrow); the labels it learns from; the minutes that trainings and selectors of "
                   "the study took, summed, on the machines that its page names (most with one thread each).{} "
-                  "Profile {}, means over {} seeds; 95 % CI of the gain. Ablations (other losses, no augmentation) "
+                  "Profile {}; {}; 95 % CI of the gain. Ablations (other losses, no augmentation) "
                   "are on the pages of the studies. † Fewer than {} images: the study runs, and that is all it shows.")
 
 _scores = dict(accuracy='accuracy', f1='macro F1')
@@ -113,6 +113,15 @@ def _overview_row(name, spec):
         row |= {f'gain_{k}': d.difference, f'low_{k}': d.low, f'high_{k}': d.high}
     return row
 
+# %% ../../nbs/report/08_overview.ipynb #e1a30689
+def _shown(studies): return studies.str.replace('@', ', ').str.replace('_', ' ')
+
+def _seeds(data):
+    "How many seeds the means are over: most studies' number, and those that have another"
+    usual = data.seeds.mode()[0]
+    others = data[data.seeds!=usual].groupby('seeds').study.agg(lambda o: ' and '.join(_shown(o)))
+    return f'means over {usual} seeds' + ''.join(f' ({n} in: {names})' for n,names in others.items())
+
 # %% ../../nbs/report/08_overview.ipynb #aed63cda
 def _overview_rows():
     "Rows of all studies that are shown; a warning names one of which too little is on record"
@@ -120,8 +129,6 @@ def _overview_rows():
         if not (spec.get('overview') or spec.get('why')): continue
         try: yield _overview_row(name, spec)
         except LookupError as e: warnings.warn(f'{name} is left out until it is finished: {e}')
-
-def _shown(studies): return studies.str.replace('@', ', ').str.replace('_', ' ')
 
 def overview_table() -> Table: # a row a study
     "What comes out of each study: the distilled student that is best on valid, its teacher, and its no-KD baseline"
@@ -137,10 +144,10 @@ def overview_table() -> Table: # a row a study
         shown = [f'{alone:.3f} → {kd:.3f} (teacher {teacher:.3f})' for alone,kd,teacher in means]
         text[what[0].upper()+what[1:]] = shown
         text[f'Gain in {what}'] = [with_ci(*gain)+mark for gain,mark in zip(changes, dagger)]
-    profiles,seeds = (', '.join(map(str, data[k].unique())) for k in ('profile', 'seeds'))
+    profiles = ', '.join(data.profile.unique())
     large = ' and '.join(_shown(data.study[data['size']>1]))
     larger = f' The student is the larger network in: {large}.' if large else ''
-    caption = _overview_note.format(larger, profiles, seeds, few_images)
+    caption = _overview_note.format(larger, profiles, _seeds(data), few_images)
     return Table('overview', 'All studies', caption, data, text)
 
 # %% ../../nbs/report/08_overview.ipynb #00691f05
