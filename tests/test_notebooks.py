@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(n for n in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in n.parts)
 TUTORIALS = sorted((ROOT/'nbs/tutorials').glob('*.ipynb'))
 MODULES = sorted(m for m in (ROOT/'kd_leaf').rglob('*.py') if not m.name.startswith('_'))
-FOLDERS = 'core', 'checks', 'devices', 'data', 'models', 'distill', 'ensemble', 'evaluate', 'study', 'report', 'deploy', 'benchmarks', 'all'  # from the ground up
+FOLDERS = 'core', 'checks', 'devices', 'style', 'data', 'models', 'distill', 'ensemble', 'evaluate', 'study', 'report', 'deploy', 'benchmarks', 'all'  # from the ground up
 
 
 def cells(nb, kind=None): return [c for c in json.loads(nb.read_text())['cells'] if kind in (None, c['cell_type'])]

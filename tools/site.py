@@ -30,7 +30,7 @@ IMAGES = {'.png', '.jpg', '.jpeg', '.svg', '.gif', '.webp'}
 def group(page):
     "Which part of the list of pages a page stands in: its folder"
     folder = page.src.relative_to(NBS).parent.as_posix()
-    return folder if folder != '.' else 'core' if page.src.stem in ('00_core', '01_checks', '02_devices') else 'start'
+    return folder if folder != '.' else 'core' if page.src.stem in ('00_core', '01_checks', '02_devices', '03_style') else 'start'
 
 
 def reading_order(page):

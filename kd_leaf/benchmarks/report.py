@@ -13,7 +13,9 @@ import textwrap
 import numpy as np, pandas as pd
 from ..core import results_dir
 from ..evaluate.metrics import holm,paired_bootstrap
+from ..report.build import save_figures
 from ..report.format import Table,mean_sd,with_ci
+from ..style import plot_style
 
 # %% ../../nbs/benchmarks/01_report.ipynb #b54f280c
 def load_bench(
@@ -166,12 +168,12 @@ def _kind(contender):
     if contender in ('limit', 'fastai_alone'): return 'no teacher'
     return 'ours' if contender.startswith('ours') else 'others'
 
+@plot_style()
 def bench_figure(
     rows:pd.DataFrame # from `load_bench('epochs')`
 ):
     "The epoch of each contender as a multiple of that of the cached student; returns the matplotlib figure"
     import matplotlib.pyplot as plt, seaborn as sns
-    sns.set_theme(style='whitegrid', palette='colorblind', rc={'figure.dpi': 80, 'svg.hashsalt': 'kd_leaf'})
     bars = []
     for name,g in rows.groupby('contender'):
         times = ratio(rows, name, 'ours_cached')
@@ -195,8 +197,5 @@ def write_bench_report() -> list[Table]: # epochs, cost, growth
     epochs,folder = load_bench('epochs'),results_dir('benchmark')
     tables = [bench_table(epochs), cost_table(epochs), growth_table(load_bench('growth'))]
     for t in tables: t.save(folder/'tables')
-    (folder/'figures').mkdir(exist_ok=True)
-    fig = bench_figure(epochs)
-    fig.savefig(folder/'figures/epochs.svg', metadata=dict(Date=None), dpi=120) # the same bytes each time
-    fig.savefig(folder/'figures/epochs.png', dpi=120)
+    save_figures(dict(epochs=bench_figure(epochs)), folder/'figures')
     return tables

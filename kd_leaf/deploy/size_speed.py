@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 from ..core import results_dir
 from ..report.costs import pareto_front
-from ..report.figures import new_axes
 from ..report.format import Table,display_name,listed,with_ci
+from ..style import new_axes,plot_style
 
 # %% ../../nbs/deploy/10_size_speed.ipynb #c5b673a2
 def load_size_speed(
@@ -62,6 +62,7 @@ def _plot_costs(ax, sns, rows, cost, legend):
     ax.set(xscale='log')
     ax.margins(x=.1, y=.1)
 
+@plot_style()
 def size_speed_figure(
     rows:pd.DataFrame # from `load_size_speed`
 ):

@@ -12,6 +12,7 @@ import numpy as np, torch, torch.nn.functional as F
 from ..checks import check_name,import_extra
 from ..distill.features import stages
 from ..models.features import image_features,in_eval_mode
+from ..style import plot_style
 
 # %% ../../nbs/evaluate/02_interpret.ipynb #ed9b282e
 def embed(
@@ -28,6 +29,7 @@ def embed(
     return features, torch.cat(labels).numpy()
 
 # %% ../../nbs/evaluate/02_interpret.ipynb #b1847adc
+@plot_style('white')
 def embedding_figure(
     models:dict, # name: a classifier of images
     dl, # loader of images, as in `embed`
@@ -37,7 +39,6 @@ def embedding_figure(
     "The images of a loader in the plane, by t-SNE of each model's embedding; returns the matplotlib figure"
     import matplotlib.pyplot as plt, seaborn as sns
     from sklearn.manifold import TSNE
-    sns.set_theme(style='white', palette='colorblind', rc={'figure.dpi': 80})
     size = (3.6*len(models)+1.5, 3.6)
     fig,axs = plt.subplots(1, len(models), figsize=size, layout='constrained', squeeze=False)
     for ax,(name,model) in zip(axs[0], models.items()):

@@ -18,9 +18,10 @@ from ..study.config import alone_fields,main_runs,multi_teacher,study_fields,var
 from ..evaluate.metrics import class_report,holm
 from .format import Table,describe,display_name,listed,made_from,mean_sd,or_empty,with_ci
 from .tables import paired_difference
-from .figures import new_axes,synthetic_warning
+from .figures import synthetic_warning
 from .costs import budget_figure
 from ..study.records import pick,saved_logits,vocab_of
+from ..style import legend_beside,new_axes,plot_style
 
 # %% ../../nbs/report/05_ablations.ipynb #d5677fb0
 def variant_runs(
@@ -154,9 +155,8 @@ def _variant_label(variant):
     said = variant.keys()-{'epochs'} or variant.keys() # epochs go with another field, or are the only one
     return ', '.join(_value_label(k, o) for k,o in variant.items() if k in said) or 'unchanged'
 
-def _legend(ax, **kw): ax.legend(title='', bbox_to_anchor=(1.01, 1), loc='upper left', **kw)
-
 # %% ../../nbs/report/05_ablations.ipynb #33037a97
+@plot_style()
 def variant_figure(
     runs:pd.DataFrame, # from `load_runs`
     spec:dict, # from `study_spec`, with the profile of the runs
@@ -173,10 +173,11 @@ def variant_figure(
     fig,ax,sns = new_axes(f'Students by {display_name(group)}', '', height=1.2+.3*df.variant.nunique())
     sns.stripplot(df, x='f1', y='variant', ax=ax, **points)
     ax.set(xlabel='F1 (test)', ylabel='')
-    _legend(ax),synthetic_warning(ax, runs)
+    legend_beside(ax),synthetic_warning(ax, runs)
     return fig
 
 # %% ../../nbs/report/05_ablations.ipynb #db64d06e
+@plot_style()
 def fraction_figure(
     runs:pd.DataFrame, # from `load_runs`
     spec:dict, # from `study_spec`, with the profile of the runs
@@ -194,11 +195,11 @@ def fraction_figure(
     sns.lineplot(df, x='labels', y='f1', errorbar=errorbar, ax=ax, **lines)
     ax.set(xscale='log', xlabel='labels, % of the training split')
     ax.set_xticks(ticks, [f'{t:g}' for t in ticks])
-    ax.minorticks_off()
-    _legend(ax),synthetic_warning(ax, runs)
+    ax.minorticks_off(),legend_beside(ax),synthetic_warning(ax, runs)
     return fig
 
 # %% ../../nbs/report/05_ablations.ipynb #40956b6b
+@plot_style()
 def temperature_figure(
     runs:pd.DataFrame, # from `load_runs`
     spec:dict, # from `study_spec`, with the profile of the runs
@@ -209,8 +210,7 @@ def temperature_figure(
     means = df.pivot_table(index='temperature', columns='alpha', values='f1')
     fig,ax,sns = new_axes('F1 (test) of the distilled students', '', width=4.6, height=3.2)
     sns.heatmap(means, annot=True, fmt='.3f', cmap='Greys', cbar=False, linewidths=.5, ax=ax)
-    ax.set(xlabel='α, weight of the distillation term', ylabel='temperature')
-    synthetic_warning(ax, runs)
+    ax.set(xlabel='α, weight of the distillation term', ylabel='temperature'),synthetic_warning(ax, runs)
     return fig
 
 def figure_of(
@@ -227,6 +227,7 @@ def figure_of(
     return variant_figure(runs, spec, group)
 
 # %% ../../nbs/report/05_ablations.ipynb #45a0fd8f
+@plot_style()
 def quality_figure(
     runs:pd.DataFrame, # from `load_runs`
     spec:dict # from `study_spec`, with the profile of the runs
@@ -245,6 +246,5 @@ def quality_figure(
     ends = [min(taught.f1.min(), taught.teacher_f1.min()),taught.teacher_f1.max()]
     ax.plot(ends, ends, color='grey', lw=.8, ls='--')
     ax.set_xlabel("teacher's F1 (test)")
-    _legend(ax, fontsize=8)
-    synthetic_warning(ax, runs)
+    legend_beside(ax, fontsize=8),synthetic_warning(ax, runs)
     return fig

@@ -21,6 +21,7 @@ from .ensembles import asked_table,ensemble_table,load_selectors,members
 from .costs import pareto_figure
 from .ablations import figure_of,quality_figure,variant_table
 from ..study.records import load_runs
+from ..style import plot_style
 
 # %% ../../nbs/report/06_build.ipynb #1ac11c11
 def _several(runs, balance):
@@ -92,6 +93,7 @@ def report_dir(
     return results_dir(study, made)/('' if main else made)
 
 # %% ../../nbs/report/06_build.ipynb #41a04070
+@plot_style() # which SVG looks at when it is written, too
 def save_figures(
     figures:dict, # name: matplotlib figure
     folder # made if absent

@@ -10,10 +10,11 @@ __all__ = ['pareto_front', 'pareto_figure', 'budget_runs', 'budget_figure']
 # %% ../../nbs/report/04_costs.ipynb #5d0e46d6
 import numpy as np, pandas as pd
 from .ensembles import load_ms
-from .figures import new_axes,synthetic_warning
+from .figures import synthetic_warning
 from .format import Table,display_name,run_name
 from ..study.config import teachers_of
 from ..study.records import pick
+from ..style import new_axes,plot_style
 
 # %% ../../nbs/report/04_costs.ipynb #dbbd4cf3
 def pareto_front(
@@ -53,6 +54,7 @@ def _costs(runs, table, balance):
     return pd.concat([cost, pd.DataFrame(rows)], ignore_index=True)
 
 # %% ../../nbs/report/04_costs.ipynb #b18b4609
+@plot_style()
 def pareto_figure(
     runs:pd.DataFrame, # from `load_runs`
     table:Table # from `ensemble_table`
@@ -89,6 +91,7 @@ def budget_runs(
 # %% ../../nbs/report/04_costs.ipynb #2d847361
 _ways = ['all images, cache there', 'distilled, all images', 'distilled', 'label smoothing', 'no KD']
 
+@plot_style()
 def budget_figure(
     runs:pd.DataFrame # from `load_runs`, with students of one kind
 ):

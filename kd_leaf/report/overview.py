@@ -17,9 +17,10 @@ from ..study.records import load_runs,pick
 from ..study.spec import list_studies,study_spec
 from .build import save_figures
 from .ensembles import load_selectors
-from .figures import draw_dumbbells,new_axes
+from .figures import draw_dumbbells
 from .format import Table,display_name,escape,few_images,mean_sd,or_empty,run_name,with_ci
 from .tables import best_student,gains,paired_difference,reproduction_table
+from ..style import new_axes,plot_style
 
 # %% ../../nbs/report/08_overview.ipynb #31b21673
 def _studies():
@@ -151,6 +152,7 @@ def overview_table() -> Table: # a row a study
     return Table('overview', 'All studies', caption, data, text)
 
 # %% ../../nbs/report/08_overview.ipynb #00691f05
+@plot_style()
 def overview_figure(
     data:pd.DataFrame # of `overview_table`
 ):
