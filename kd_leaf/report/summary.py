@@ -97,14 +97,17 @@ def search_table(
     study:str, # name of a study that tries settings, such as "search"
     profile:str # "quick", "cpu" or "gpu"
 ) -> Table: # rows: setting
-    "No-KD baselines by what was varied, and how good they are on *valid*"
-    found = pick(load_runs(study, profile), role='student', teacher='')
+    "Students by what was varied, and how good they are on *valid*: baselines, and distilled ones where there are any"
+    found = pick(load_runs(study, profile), role='student')
     varied = sorted(variant_names(study_spec(study, profile))-{'teacher'})
-    found = found.sort_values(['model', *reversed(varied)])
-    text = dict(student=found.model.map(display_name)) | {k: found[k].map('{:g}'.format) for k in varied}
+    found = found.assign(KD=np.where(found.teacher=='', 'no', 'yes')).sort_values(['model', 'KD', *reversed(varied)])
+    arms = ['KD'] if found.KD.nunique()>1 else []
+    text = dict(student=found.model.map(display_name)) | {k: found[k] for k in arms}
+    text |= {k: found[k].map('{:g}'.format) for k in varied}
     text |= {name: found[f'valid_{name.lower()}'].map('{:.3f}'.format) for name in ('accuracy', 'F1')}
     caption = (f'{escape(listed(found.dataset))}, {listed(found["size"])} px; validation split, last epoch; '
                f'epochs: {listed(found.epochs)}, of {listed(found.n_train.map("{:,}".format))} labelled images; '
                f'seeds: {listed(found.seed)}.')
-    data = found[['model', *varied, 'valid_accuracy', 'valid_f1']]
-    return Table('search', 'No-KD baselines on valid', caption, data, pd.DataFrame(text), made_from(found))
+    data = found[['model', *arms, *varied, 'valid_accuracy', 'valid_f1']]
+    title = 'Settings on valid' if arms else 'No-KD baselines on valid'
+    return Table('search', title, caption, data, pd.DataFrame(text), made_from(found))
