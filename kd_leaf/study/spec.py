@@ -124,7 +124,7 @@ def _check_parts(where, spec):
         _check_table(f'{where} [{k}]', spec.get(k, {}), known)
     for name,own in spec.get('students', {}).items():
         _check_kind(f'{where} [students]: {name}', own, dict)
-        _check_table(f'{where} [students.{name}]', own, _student)
+        _check_table(f'{where} [students.{name}]', own, _student | dict(size=int))
     for name,own in spec.get('teachers', {}).items():
         _check_kind(f'{where} [teachers]: {name}', own, dict)
         _check_table(f'{where} [teachers.{name}]', own, _taught | dict(pretraining=dict, taught_by=str, size=int))
