@@ -167,6 +167,13 @@ def test_write_report_removes_its_own_files_only(tmp_path, monkeypatch):
     assert left == written | {'SHA256SUMS', 'tables/mine.md', 'figures/mine.png'}  # mine.* were deleted before
 
 
+def test_without_measured_costs_there_is_no_figure_of_them(monkeypatch):
+    from kd_leaf.report import build
+    shown = build.make_figures('long_search')
+    monkeypatch.setattr(build, 'load_ms', lambda runs: {})  # as where `costs.csv` is missing
+    assert {*shown}-{*build.make_figures('long_search')} == {'costs_none'}
+
+
 @pytest.mark.parametrize('name', ['runs.csv', 'classes.csv', 'tables/teachers.csv', 'tables/teachers.md', 'figures/scores.png'])
 def test_a_changed_byte_in_a_report_is_named(name, tmp_path, monkeypatch):
     from kd_leaf.report import build

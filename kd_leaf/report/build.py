@@ -17,7 +17,7 @@ from .format import Table,with_ci
 from .tables import best_trio,calibration_table,kd_table,reproduction_table,teacher_table
 from .figures import (confusion_figure,curve_figure,dumbbell_figure,gain_figure,reliability_figure,
                                     score_figure,soft_target_figure)
-from .ensembles import asked_table,ensemble_table,load_selectors,members
+from .ensembles import asked_table,ensemble_table,load_ms,load_selectors,members
 from .costs import pareto_figure
 from .ablations import figure_of,quality_figure,variant_table
 from ..study.records import load_runs
@@ -77,7 +77,8 @@ def make_figures(
     teacher,alone,distilled = (trio.iloc[k] for k in range(3))
     figures = dict(dumbbell=dumbbell_figure(runs), gain=gain_figure(runs), scores=score_figure(runs))
     for t in tables or make_tables(study, profile):
-        if t.name.startswith('ensembles_'): figures[t.name.replace('ensembles', 'costs')] = pareto_figure(runs, t)
+        if not t.name.startswith('ensembles_') or not load_ms(runs): continue # without `write_costs` there are none
+        figures[t.name.replace('ensembles', 'costs')] = pareto_figure(runs, t)
     figures |= dict(reliability=reliability_figure(trio), confusion=confusion_figure(alone, distilled))
     figures |= dict(soft_targets=soft_target_figure(teacher)) | variants
     return figures | dict(teachers=curve_figure(runs), students=curve_figure(runs, 'student'))
