@@ -37,7 +37,7 @@ def _plot_front(ax, df, x, **kw):
         where = dict(xytext=(0, 8+10*(k%2)), textcoords='offset points', ha='center' if k else 'left')
         ax.annotate(r.name, (getattr(r, x), r.f1), fontsize=8, **where)
     ax.set(xscale='log')
-    ax.margins(x=.15, y=.12)
+    ax.margins(x=.15, y=.17)
 
 # %% ../../nbs/report/04_costs.ipynb #2ff3d152
 def _costs(runs, table, balance):
