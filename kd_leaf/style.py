@@ -19,12 +19,16 @@ def plot_style(
 ):
     "Context manager, and decorator: figures made in it have our style, and matplotlib's settings come back"
     import matplotlib as mpl, matplotlib.pyplot as plt, seaborn as sns
-    before = set(plt.get_fignums())
-    with mpl.rc_context():
-        sns.set_theme(style=style, palette='colorblind', rc=_rc)
-        yield
-        made = [ax for n in set(plt.get_fignums())-before for ax in plt.figure(n).axes]
-        for ax in made: ax.get_xticklabels(),ax.get_yticklabels() # which makes them, in this style
+    before,interactive = set(plt.get_fignums()),mpl.is_interactive()
+    try:
+        with mpl.rc_context():
+            sns.set_theme(style=style, palette='colorblind', rc=_rc)
+            try:
+                yield
+                made = [ax for n in set(plt.get_fignums())-before for ax in plt.figure(n).axes]
+                for ax in made: ax.get_xticklabels(),ax.get_yticklabels() # which makes them, in this style
+            finally: interactive = mpl.is_interactive()
+    finally: mpl.interactive(interactive) # a notebook's backend sets it with the first figure; without it none is shown
 
 # %% ../nbs/03_style.ipynb #cbc42df9
 def new_axes(

@@ -169,6 +169,12 @@ def test_report_imports_no_torch():
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
 
 
+@pytest.mark.parametrize('nb', NOTEBOOKS, ids=name)
+def test_a_caption_has_its_figure(nb):
+    for c in cells(nb, 'code'):
+        if '#| fig-cap' in source(c): assert any('image/png' in o.get('data', {}) for o in c['outputs']), source(c)
+
+
 @pytest.mark.parametrize('nb', sorted((ROOT/'nbs/studies').glob('*.ipynb')), ids=name)
 def test_no_number_typed_by_hand(nb):
     for c in cells(nb, 'markdown'):
