@@ -168,10 +168,12 @@ def test_write_report_removes_its_own_files_only(tmp_path, monkeypatch):
 
 
 def test_without_measured_costs_there_is_no_figure_of_them(monkeypatch):
+    import matplotlib.pyplot as plt
     from kd_leaf.report import build
     shown = build.make_figures('long_search')
     monkeypatch.setattr(build, 'load_ms', lambda runs: {})  # as where `costs.csv` is missing
     assert {*shown}-{*build.make_figures('long_search')} == {'costs_none'}
+    plt.close('all')
 
 
 @pytest.mark.parametrize('name', ['runs.csv', 'classes.csv', 'tables/teachers.csv', 'tables/teachers.md', 'figures/scores.png'])
