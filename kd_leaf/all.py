@@ -40,7 +40,8 @@ from .distill.parallel import ParallelTrainer,parallel
 # %% ../nbs/all.ipynb #1d0aa91f
 from .ensemble.rules import Rule,ensembles,fit_ensemble,oracle
 from .ensemble.selector import fit_selector,predict_selector,select
-from .ensemble.model import Ensemble,load_ensemble,model_cost
+from .ensemble.model import Ensemble,load_ensemble
+from .ensemble.cost import model_cost
 from .evaluate.metrics import agreement,calibration_error,class_report,confusion,fit_temperature,holm,mcnemar
 from .evaluate.metrics import paired_bootstrap,scores
 from .evaluate.interpret import embed,embedding_figure,grad_cam,grad_cam_figure

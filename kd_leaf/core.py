@@ -214,13 +214,13 @@ def seed_everything(
 def device_name(
     device:str # "cpu", "cuda", …
 ) -> str:
-    "The GPU's name, or the processor's and the number of threads"
+    "The GPU's name, or the processor's, its vector instructions and the number of threads"
     import torch
     if str(device).startswith('cuda'): return torch.cuda.get_device_name(device)
+    cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration), open('/proc/cpuinfo', encoding='utf-8') as f:
         cpu = next(l.split(':')[1].strip() for l in f if l.startswith('model name'))
-        return f'{cpu}, {torch.get_num_threads()} threads'
-    return f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
+    return f'{cpu}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads'
 
 def default_device() -> str: # "cuda", "mps" or "cpu"
     "The fastest device that torch finds here"

@@ -1,5 +1,5 @@
 "What a user sees of odd images, odd folders, odd archives and damaged stores"
-import errno, io, os, re, shutil, struct, threading, tracemalloc, warnings, zipfile, zlib
+import errno, io, os, re, shutil, struct, sys, threading, tracemalloc, warnings, zipfile, zlib
 from pathlib import Path
 from unittest.mock import Mock, patch
 import numpy as np
@@ -316,6 +316,25 @@ def test_archives(tmp_path):
         (tmp_path/'d.zip').write_bytes(content)
         with pytest.raises(ValueError, match='d.zip cannot be unpacked .* fetch it again'): unpack(tmp_path/'d.zip', tmp_path/'out')
     assert not (tmp_path/'out').exists() and not list(tmp_path.glob('.*'))
+
+
+def test_a_zip_that_was_replaced(tmp_path, monkeypatch):
+    "Without a sha256 on its card, too: other images, not those unpacked before"
+    monkeypatch.chdir(tmp_path), monkeypatch.setenv('KD_LEAF_DATA', str(tmp_path))
+    (tmp_path/'cards').mkdir()
+    (tmp_path/'cards/garden.toml').write_text('name = "garden"\ntitle = "t"\nclasses = ["a", "b"]\nsource = "s"\nterms = "t"\n')
+    for n in (2, 3):
+        zipped(tmp_path/'garden.zip', {f'garden/train/{c}/{k}.txt': f'{c}{k}' for c in 'ab' for k in range(n)})
+        assert len([*(find_images('garden')/'train/a').iterdir()]) == n
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='file names of Linux')
+def test_names_that_are_not_utf8(tmp_path):
+    for c in 'ab':
+        tree(tmp_path, {c: 8})
+        os.rename(next((tmp_path/c).iterdir()), os.fsencode(tmp_path/c)+b'/Bl\xe4tter.png')
+    store = image_store(tmp_path, 16)
+    assert len(store) == 16 and len(st.take_fraction(store.labels, store.ids, .5)) == 8
 
 
 @pytest.mark.parametrize('key,value', [('name', '../x'), ('name', 'a/b'), ('name', ''), ('name', '..'), ('name', 3), ('name', 'a\\b'),

@@ -3,7 +3,8 @@ import json, subprocess, sys, warnings
 import numpy as np, pytest, torch
 from torch import nn
 from kd_leaf.ensemble.layer import RuleLayer
-from kd_leaf.ensemble.model import Ensemble, latency_ms, load_ensemble
+from kd_leaf.ensemble.cost import latency_ms
+from kd_leaf.ensemble.model import Ensemble, load_ensemble
 from kd_leaf.ensemble.rules import ensembles, fit_ensemble, oracle
 from kd_leaf.ensemble.selector import fit_selector, predict_selector, select, selector_net
 from kd_leaf.evaluate import interpret, metrics

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import pytest
 from kd_leaf.core import DiskFull, file_sha256
-from kd_leaf.study import files, records, runner
+from kd_leaf.study import files, records, runner, training
 from kd_leaf.study.config import Study, load_study, make_runs
 from kd_leaf.study.spec import list_studies
 
@@ -101,6 +101,27 @@ def test_a_run_without_readable_predictions_is_not_done(copy, spoil):
     assert not files.is_done(study, key)
 
 
+def test_larger_images_of_a_teacher_have_the_splits_of_the_store(tmp_path, monkeypatch):
+    "Images that were cut by another seed, or without bad files, are opened so for a teacher of its own size, too"
+    import numpy as np
+    from PIL import Image
+    from kd_leaf.data.store import image_store
+    monkeypatch.setenv('KD_LEAF_CACHE', str(tmp_path/'cache'))
+    for k in range(40):
+        file = tmp_path/'mine'/'ab'[k % 2]/f'{k}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(k).integers(0, 255, (16, 16, 3), np.uint8)).save(file)
+    (file.parent/'bad.png').write_bytes(b'no image')
+    with pytest.warns(UserWarning, match='left out'): store = image_store(tmp_path/'mine', 16, 'skip', seed=1)
+    study = Study('mine', **SMALL | dict(dataset=str(tmp_path/'mine'), size=16, teachers={'cnn4': dict(size=24)}))
+    runs = make_runs(study, store)
+    with pytest.warns(UserWarning, match='left out'): stores, _ = training.open_images(study, store, runs)
+    teacher = next(r for r in runs if r.role == 'teacher')
+    assert stores[teacher].size == 24 and stores[teacher].ids == store.ids and (stores[teacher].splits == store.splits).all()
+    (tmp_path/'mine/a/0.png').write_bytes((tmp_path/'mine/b/1.png').read_bytes())
+    with pytest.raises(ValueError, match='does not hold the images of'), pytest.warns(UserWarning): training.open_images(study, store, runs)
+
+
 def test_commit_of_the_users_repository_is_not_recorded(monkeypatch, tmp_path):
     "A kd_leaf installed inside another repository has no commit"
     import subprocess
@@ -173,6 +194,6 @@ def test_images_of_a_folder_are_opened_at_the_size_of_the_teacher(tmp_path, monk
     plan = load_study('better_teacher', 'quick', dataset=str(tmp_path/'my leaves'))
     store = image_store(plan.dataset, plan.size)
     runs = make_runs(plan, store)
-    own, teachers = runner._stores(plan, store, runs)
+    own, teachers = training.open_images(plan, store, runs)
     assert {s.size for s in own.values()} == {24, 32} and {s.size for s in teachers.values()} == {32}
     assert all(s.sha256 == store.sha256 for s in [*own.values(), *teachers.values()])

@@ -8,7 +8,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/data/archives.html.md"""
 __all__ = ['check_sha256', 'unpack', 'is_url', 'name_url', 'fetch_file', 'open_url', 'put_shared', 'fetch_shared']
 
 # %% ../../nbs/data/01_archives.ipynb #fca39e82
-import contextlib,errno,json,os,posixpath,shutil,zipfile
+import contextlib,errno,json,os,posixpath,shutil,zipfile,zlib
 from functools import partial
 from pathlib import Path
 import fsspec
@@ -51,7 +51,7 @@ def unpack(
         with zipfile.ZipFile(path) as z:
             _check_members(path, z, dest, limit_gb)
             with atomic_dir(dest) as tmp: z.extractall(tmp)
-    except (zipfile.BadZipFile, EOFError, RuntimeError) as e: # cut short, encrypted, unknown method
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as e: # cut, damaged, encrypted, unknown
         raise ValueError(f'{path} cannot be unpacked ({e}): fetch it again') from e
     return dest
 

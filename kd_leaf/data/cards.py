@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image
 from ..checks import check_name
-from ..core import DiskFull,atomic_dir,cache_dir,clean_leftovers,toml_files
+from ..core import DiskFull,atomic_dir,cache_dir,clean_leftovers,stable_hash,toml_files
 from .archives import check_sha256,fetch_file,is_url,unpack
 
 # %% ../../nbs/data/02_cards.ipynb #15c0ac66
@@ -76,7 +76,7 @@ def by_hash(
     seed:int=0 # another seed gives another order
 ) -> list: # the names, sorted by the sha1 of seed and name
     "Names in an order that is random, but the same on every machine and for any listing"
-    return sorted(names, key=lambda n: hashlib.sha1(f'{seed}/{n}'.encode()).hexdigest())
+    return sorted(names, key=lambda n: hashlib.sha1(f'{seed}/{n}'.encode(errors='surrogateescape')).hexdigest())
 
 def cut(
     names, # what is divided
@@ -186,9 +186,10 @@ def fetch(
 # %% ../../nbs/data/02_cards.ipynb #28e678bc
 def _zip_and_home(card):
     "The zip that `KD_LEAF_DATA` may hold, and the folder its content is unpacked to"
-    sha = card.archive.get('sha256', '')[:8]
     home = Path(os.environ.get('KD_LEAF_DATA') or '/nowhere') # where it is a URL, there is no such folder
-    return home/card.archive.get('file', f'{card.name}.zip'),cache_dir('data')/f'{card.name}-{sha}'
+    file,sha = home/card.archive.get('file', f'{card.name}.zip'),card.archive.get('sha256', '')[:8]
+    if not sha and file.is_file(): sha = stable_hash([file.stat().st_size, file.stat().st_mtime_ns], 8) # or a new one
+    return file,cache_dir('data')/f'{card.name}-{sha}'
 
 def _find_folder(source):
     "A folder that the caller named; `ValueError` for a file and for what is not there"

@@ -42,9 +42,10 @@ class SamplePlan:
     def of(cls,
         idx # (n,) positions in the store
     ):
-        "The plan that shows these images as they are"
-        idx = np.asarray(idx, dtype=np.int32)
-        return cls(idx, idx, np.zeros(len(idx), np.float32))
+        "The plan that shows these images as they are; `TypeError` for a mask, or for what are no whole numbers"
+        i = np.asarray(idx)
+        if i.size and i.dtype.kind not in 'iu': raise TypeError(f'{i.dtype} are no positions: give whole numbers')
+        return cls(i := i.astype(np.int32), i, np.zeros(len(i), np.float32))
 
     def __len__(self): return len(self.i)
     @property
@@ -62,8 +63,7 @@ class StoreDataset:
         split_idx:int=0 # 0: training, augmented; 1: not
     ):
         store_attr()
-        self.resident = None # all images as a tensor, once they are on a GPU
-        self.vocab = CategoryMap(store.vocab, sort=False)
+        self.vocab,self.resident = CategoryMap(store.vocab, sort=False),None # later all images, as a tensor on a GPU
         self.c,self.labels = len(store.vocab),None if store.labels is None else store.labels[plan.i]
 
     def __len__(self): return len(self.plan)

@@ -149,6 +149,7 @@ class ImageStore:
     ):
         self.path,meta = Path(path),_read_meta(Path(path))
         self.name,self.sha256,self.vocab,self.ids = (meta[k] for k in ('name', 'sha256', 'vocab', 'ids'))
+        self.seed,self.on_bad = meta.get('seed', 0),meta.get('on_bad', 'raise') # with which `image_store` made it
         self.synthetic,self.labels,self.splits = meta['synthetic'],np.array(meta['labels']),np.array(meta['splits'])
         self.images = _open_images(self.path, len(self), meta['images_sha256'])
         self.size = self.images.shape[1]
@@ -170,14 +171,13 @@ class ImageStore:
         return pd.crosstab(names, split).reindex(columns=['train', 'valid', 'test'], fill_value=0)
 
 # %% ../../nbs/data/04_store.ipynb #bfae0d3d
-def _write_meta(folder, name, sha256, df, synthetic):
+def _write_meta(folder, name, sha256, df, synthetic, **how):
     "Write what a store says of itself, with the hashes by which damage is noticed"
     vocab = sorted(set(df.label))
     meta = dict(name=name, sha256=sha256, synthetic=synthetic, vocab=vocab, ids=list(df.id),
                 labels=[vocab.index(o) for o in df.label], splits=list(df.split))
     hashes = dict(images_sha256=file_sha256(folder/'images.npy'), labels_sha256=_labels_sha256(meta))
-    meta |= hashes
-    write_json(folder/'meta.json', seal(meta))
+    write_json(folder/'meta.json', seal(meta | how | hashes))
 
 def _draw_store(size, seed):
     "Store of the synthetic leaves"
@@ -189,7 +189,7 @@ def _draw_store(size, seed):
         df = pd.DataFrame(dict(zip(('label', 'id', 'split'), cols)))
         with atomic_dir(path) as tmp:
             _reserve(tmp/'images.npy', len(images), size)[:] = images
-            _write_meta(tmp, 'synthetic-leaves', hashlib.sha256(images.tobytes()).hexdigest(), df, True)
+            _write_meta(tmp, 'synthetic-leaves', hashlib.sha256(images.tobytes()).hexdigest(), df, True, seed=seed)
     put_shared(path)
     return ImageStore(path)
 
@@ -238,6 +238,6 @@ def image_store(
             bad = _decode_all(root, df, size, tmp/'images.npy')
             df = _drop_bad(df, bad, on_bad, tmp/'images.npy')
             _check_splits(df)
-            _write_meta(tmp, name, sha256, df, False)
+            _write_meta(tmp, name, sha256, df, False, seed=int(seed), on_bad=on_bad)
     put_shared(path)
     return ImageStore(path)

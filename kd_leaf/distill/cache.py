@@ -8,7 +8,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/distill/cache.html.md"""
 __all__ = ['TeacherLogits', 'cache_teacher']
 
 # %% ../../nbs/distill/02_cache.ipynb #09af56aa
-import hashlib,os,shutil,time
+import contextlib,hashlib,os,shutil,time
 from pathlib import Path
 import numpy as np, torch
 from fastai.callback.schedule import Learner
@@ -34,7 +34,6 @@ def _view_loader(dls):
 def _made_from(dls, teacher=None, precision=None, teacher_size=None):
     "What a cache for these loaders is made from; `ValueError` if they do not replay"
     dl = _view_loader(dls)
-    shown = hashlib.sha256(np.sort(dl.keys).tobytes()).hexdigest()
     return dict(
         teacher=teacher and weights_hash(teacher),
         architecture=teacher and architecture_hash(teacher),
@@ -45,7 +44,7 @@ def _made_from(dls, teacher=None, precision=None, teacher_size=None):
         transforms=[settings(t) for t in dl.after_batch.fs],
         views=dl.views.recipe,
         classes=list(dls.vocab),
-        plan=f'{len(dl.keys)} images, {dl.n} an epoch, {shown}')
+        plan=f'{len(dl.keys)} images, {dl.n} an epoch, {hashlib.sha256(np.sort(dl.keys).tobytes()).hexdigest()}')
 
 # %% ../../nbs/distill/02_cache.ipynb #a0b3f3db
 def _shown_to_teacher(dls, store):
@@ -70,7 +69,8 @@ def _read_header(folder):
     header = read_json(note)
     if not is_sealed(header): raise ValueError(f'{note} is damaged: {remedy}')
     if not header.get('sha256'): raise ValueError(f'{folder}: this cache is not finished: go on with `cache_teacher`')
-    if not (file := folder/'logits.bin').is_file(): raise FileNotFoundError(f'{file} is missing: {remedy}')
+    file = folder/header.setdefault('file', 'logits.bin')
+    if not file.is_file(): raise FileNotFoundError(f'{file} is missing: {remedy}')
     if file_sha256(file)!=header['sha256']:
         raise ValueError(f'{file} is not what was written (its sha256 differs; {file.stat().st_size} bytes): {remedy}')
     return header
@@ -83,7 +83,7 @@ class TeacherLogits:
     ):
         self.folder,self.header = Path(folder),_read_header(folder)
         self.vocab,self.n_views = self.header['made_from']['classes'],self.header['n_views']
-        self.rows = np.memmap(self.folder/'logits.bin', dtype=_row(len(self.vocab)), mode='r')
+        self.rows = np.memmap(self.folder/self.header['file'], dtype=_row(len(self.vocab)), mode='r')
         self.order = np.argsort(self.rows['shown'], kind='stable')
         self.sorted = self.rows['shown'][self.order]
 
@@ -98,8 +98,7 @@ def find(self:TeacherLogits,
     view # number of the view, or (bs,) numbers
 ) -> tuple: # (bs,) rows of the file, (bs,) whether they are there
     "Where the logits of views lie"
-    want = mix64(keys, view)
-    at = np.searchsorted(self.sorted, want).clip(max=len(self)-1)
+    at = np.searchsorted(self.sorted, want := mix64(keys, view)).clip(max=len(self)-1)
     return self.order[at],self.sorted[at]==want
 
 @patch
@@ -203,20 +202,21 @@ def verify(self:TeacherLogits,
 def _complete(folder, want, teacher, dl, n, bs, chunk, precision):
     "Build what a folder lacks of `n` views, under its lock; whether anything was built"
     note,start = folder/'header.json',time.perf_counter()
-    new = dict(made_from=want, precision=precision, n_views=0, sha256=None, seconds=0.)
-    header = read_json(note) if note.exists() else new
+    header = dict(made_from=want, precision=precision, n_views=0, sha256=None, seconds=0., file='logits.bin')
+    if note.exists(): header |= read_json(note)
     _refuse(folder, header['made_from'], want)
     if header['sha256'] and header['n_views']>=n: return False
     if header['sha256']: _read_header(folder) # whole, or an error
-    file,part = folder/'logits.bin',folder/'logits.part'
-    if not note.exists(): write_json(note, new)
+    file,part = folder/header['file'],folder/'logits.part'
+    if not note.exists(): write_json(note, header)
     if file.exists() and not part.exists(): shutil.copy(file, part)
     _build(part, teacher, dl, n, header['precision'], bs, chunk)
     seconds,sha256 = header['seconds']+time.perf_counter()-start,file_sha256(part)
-    write_json(note, header | dict(sha256=None, sealed=None))
-    os.replace(part, file)
-    header |= dict(n_views=n, sha256=sha256, seconds=seconds)
-    write_json(note, seal(header))
+    new = file.with_name(f'logits-{n}.bin') if header['sha256'] else file # who reads the old file may go on
+    os.replace(part, new)
+    write_json(note, seal(header | dict(file=new.name, n_views=n, sha256=sha256, seconds=seconds)))
+    for old in {*folder.glob('logits*.bin')}-{new}:
+        with contextlib.suppress(OSError): old.unlink()
     return True
 
 # %% ../../nbs/distill/02_cache.ipynb #b7a7e17b

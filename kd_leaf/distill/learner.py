@@ -99,10 +99,12 @@ def _bar(learn):
     "fastai's progress bar where somebody watches: in a notebook, or at a terminal"
     return contextlib.nullcontext() if IN_NOTEBOOK or sys.stderr.isatty() else learn.no_bar()
 
+def _made(cbs): return [o() if isinstance(o, type) else o for o in L(cbs)] # as a Learner does
+
 def _cached(dls, teacher, epochs, cbs):
     "The teacher's cache for the views that will be shown; the teacher itself where nothing can be cached"
     if isinstance(teacher, (TeacherLogits, MeanLogits)): return teacher
-    mixed = any(isinstance(cb, MixHandler) for cb in L(cbs))
+    mixed = any(isinstance(cb, MixHandler) for cb in cbs)
     if mixed or not (isinstance(dls.train, ViewLoader) and dls.train.views.n): return teacher
     return cache_teacher(teacher, dls, n=min(epochs, dls.train.views.n))
 
@@ -126,7 +128,7 @@ def distill(
 ) -> Learner: # the student's, trained
     "Teach a student: the one-line form of `KDCallback`"
     _check(epochs, lr, temperature, alpha, wd, seed, precision)
-    kd = KDCallback(teacher, loss, temperature, alpha, getattr(teacher, 'precision', 'fp32'))
+    kd,cbs = KDCallback(teacher, loss, temperature, alpha, getattr(teacher, 'precision', 'fp32')),_made(cbs)
     if seed is not None: seed_everything(seed)
     learn = make_learner(dls, student, weights, precision, class_weights, metrics=metrics)
     by = _cached(dls, teacher, epochs, cbs)
@@ -134,7 +136,7 @@ def distill(
     if seed is not None: seed_everything(seed), dls.train.rng.seed(seed) # the loader shuffles by a generator of its own
     pretrained = isinstance(student, str) and weights!='none' and (weights!='auto' or has_weights(student))
     with _bar(learn):
-        learn.fit_one_cycle(epochs, lr or (2e-3 if pretrained else 3e-3), wd=wd, cbs=[kd, StopOnNaN(), *L(cbs)])
+        learn.fit_one_cycle(epochs, lr or (2e-3 if pretrained else 3e-3), wd=wd, cbs=[kd, StopOnNaN(), *cbs])
     return learn
 
 # %% ../../nbs/distill/06_learner.ipynb #36744286

@@ -55,5 +55,5 @@ class RuleLayer(nn.Module):
         logits # (members, bs, n_classes)
     ) -> torch.Tensor: # (bs, n_classes), float32
         "Log-probabilities of the ensemble"
-        fitted = [None if o is None else o.float() for o in (self.weights, self.bias)]
+        fitted = [None if o is None else o.to(logits.device, torch.float32) for o in (self.weights, self.bias)]
         return _in_torch[self.rule.arithmetic](logits.float().log_softmax(-1), *fitted)

@@ -66,11 +66,8 @@ def _reach(url, seconds=5.):
     try: urlopen(Request(url, method='HEAD'), timeout=seconds).close()
     except HTTPError: pass
 
-def torchvision_file(
-    name:str # of a model of torchvision
-) -> Path:
-    "torchvision's weights: in torch's cache, or fetched and compared with the hash in their name; `OSError` if neither"
-    url = torchvision.models.get_model_weights(name).DEFAULT.url
+def _torch_file(url):
+    "A file in torch's cache, or fetched and compared with the hash in its name; `OSError` if neither"
     file = Path(torch.hub.get_dir())/'checkpoints'/url.rsplit('/', 1)[-1]
     if not file.exists():
         _reach(url)
@@ -79,18 +76,25 @@ def torchvision_file(
         torch.hub.download_url_to_file(url, str(file), prefix and prefix[1], progress=False)
     return file
 
+def torchvision_file(
+    name:str # of a model of torchvision
+) -> Path:
+    "torchvision's weights: in torch's cache, or fetched and compared with the hash in their name; `OSError` if neither"
+    return _torch_file(torchvision.models.get_model_weights(name).DEFAULT.url)
+
 # %% ../../nbs/models/00_weights.ipynb #5eaf8297
 def timm_file(
     name:str # of a model of timm
-) -> str:
-    "timm's weights: in the cache of Hugging Face, or fetched; `OSError` if neither"
+) -> Path:
+    "timm's weights: in the cache of Hugging Face or torch, or fetched; `OSError` if neither"
     import huggingface_hub as hub
     cfg = importlib.import_module('timm').get_pretrained_cfg(name)
+    if not cfg.hf_hub_id: return _torch_file(cfg.url) # a few are elsewhere
     for file in ('model.safetensors', 'pytorch_model.bin'):
-        if isinstance(found := hub.try_to_load_from_cache(cfg.hf_hub_id, file), str): return found
+        if isinstance(found := hub.try_to_load_from_cache(cfg.hf_hub_id, file), str): return Path(found)
     if hub.constants.HF_HUB_OFFLINE: raise OSError('HF_HUB_OFFLINE is set')
     _reach(hub.hf_hub_url(cfg.hf_hub_id, 'model.safetensors'))
-    return hub.hf_hub_download(cfg.hf_hub_id, 'model.safetensors')
+    return Path(hub.hf_hub_download(cfg.hf_hub_id, 'model.safetensors'))
 
 # %% ../../nbs/models/00_weights.ipynb #97e7cb33
 def lite_file(

@@ -59,12 +59,13 @@ def gain(
 # %% ../../nbs/report/01_tables.ipynb #8d0f5950
 def best_student(
     runs:pd.DataFrame, # from `load_runs`
+    distilled:bool=True, # by one teacher; otherwise without any
     **where # column=value
 ) -> pd.DataFrame: # its runs, one a seed
-    "The distilled student, taught by one teacher, that has the highest mean macro F1 on valid"
-    setting = ['model', 'teacher', 'balance']
-    distilled = pick(runs[(runs.teacher!='') & ~multi_teacher(runs)], role='student', **where)
-    return pick(distilled, **dict(zip(setting, distilled.groupby(setting).valid_f1.mean().idxmax())))
+    "The student that has the highest mean macro F1 on valid"
+    setting,taught = ['model', 'teacher', 'balance'],runs.teacher!=''
+    rows = pick(runs[taught & ~multi_teacher(runs) if distilled else ~taught], role='student', **where)
+    return pick(rows, **dict(zip(setting, rows.groupby(setting).valid_f1.mean().idxmax())))
 
 def best_trio(
     runs:pd.DataFrame, # from `load_runs`

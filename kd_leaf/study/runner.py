@@ -8,7 +8,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/study/runner.html.md"""
 __all__ = ['one_thread', 'do_run', 'keep_run', 'run_study']
 
 # %% ../../nbs/study/10_runner.ipynb #3043b19b
-import contextlib,errno,functools,time
+import contextlib,errno,time
 from dataclasses import asdict
 from functools import partial
 import numpy as np, pandas as pd, torch
@@ -21,7 +21,7 @@ from ..data.archives import put_shared
 from ..data.store import image_store
 from ..distill.learner import predict_logits
 from ..evaluate.metrics import class_report,scores
-from ..models.precision import free_memory,tune_malloc
+from ..models.precision import free_memory,tune_malloc,warn_of_emulation
 from ..models.zoo import n_params,save_weights
 from .run import Run
 from .config import Study,make_runs
@@ -32,7 +32,7 @@ from .engine import Failure,Job,run_jobs
 from .executors import make_executor
 from .progress import StudyProgress,Ticker,run_cost
 from .terminal import said_when_stopped,study_bar
-from .training import fit_run,torch_as_found
+from .training import fit_run,open_images,torch_as_found
 
 # %% ../../nbs/study/10_runner.ipynb #fb0bd03a
 @contextlib.contextmanager
@@ -204,12 +204,6 @@ def _prepare(study, store):
     write_csv(study.dir/'images.csv', _images(store))
     return store
 
-def _stores(study, store, runs):
-    "The images of each run, and those that its teacher sees, where these are larger"
-    opened,own = functools.cache(image_store),(store.sha256, store.size)
-    stores = {r: store if (r.dataset_sha256, r.size)==own else opened(study.path_of(r.dataset), r.size) for r in runs}
-    return stores,{r: opened(study.dataset, r.teacher_size) for r in runs if r.teacher_size}
-
 # %% ../../nbs/study/10_runner.ipynb #0823346b
 def _on_record(study, runs):
     "What one who stops a study has, and what to do"
@@ -239,7 +233,8 @@ def run_study(
     runs = make_runs(study, store)
     if resume: reuse_records(study, runs)
     todo = todo_runs(study, runs, resume)
-    stores,larger = _stores(study, store, todo)
+    if any(r.mode=='bf16' for r in todo): warn_of_emulation(device)
+    stores,larger = open_images(study, store, todo)
     executor.check_images({*stores.values(), *larger.values()})
     arguments = lambda r: (r, stores[r], device, _weights_on_record(r, study), larger.get(r))
     driver = _Driver(study, todo, resume)

@@ -14,7 +14,7 @@ import numpy as np, pandas as pd
 from ..checks import check_training
 from ..core import default_device,file_sha256,stable_hash,write_csv,write_npz
 from ..data.store import image_store
-from ..ensemble.model import model_cost
+from ..ensemble.cost import model_cost
 from ..ensemble.selector import fit_selector,predict_selector,select,selector_net
 from ..evaluate.metrics import scores
 from ..models.zoo import create_model,n_params
