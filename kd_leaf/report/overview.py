@@ -82,11 +82,12 @@ def source_table() -> Table: # a row a number that a source prints
     return Table('sources', 'The sources and ours', caption, data.drop(columns='text'), text)
 
 # %% ../../nbs/report/08_overview.ipynb #ba2f8b65
-_overview_note = ("Test split. The distilled student that is best on valid, its teacher, and the same network without "
-                  "a teacher, as it is best on valid (before the arrow); the labels it learns from; "
-                  "the minutes that trainings and selectors of the study took, summed, on the machines that its "
-                  "page names (most with one thread each).{} Profile {}; {}; 95 % CI of the gain. "
-                  "Ablations (other losses, no augmentation) are on the pages of the studies. † Fewer than {} images: the study runs, and that is all it shows.")
+_overview_note = (
+    'Test split. The distilled student that is best on valid, its teacher, and the same network without a teacher, as '
+    ' it is best on valid (before the arrow); the labels it learns from; the minutes that trainings and selectors of '
+    'the study took, summed, on the machines that its page names (most with one thread each).{} Profile {}; {}; 95 % '
+    'CI of the gain. Ablations (other losses, no augmentation) are on the pages of the studies. † Fewer than {} '
+    'images: the study runs, and that is all it shows.')
 
 _scores = dict(accuracy='accuracy', f1='macro F1')
 _columns = ('alone', 'kd', 'teacher'),('gain', 'low', 'high') # of each score
