@@ -84,7 +84,7 @@ def source_table() -> Table: # a row a number that a source prints
 # %% ../../nbs/report/08_overview.ipynb #ba2f8b65
 _overview_note = (
     'Test split. The distilled student that is best on valid, its teacher, and the same network without a teacher, as '
-    ' it is best on valid (before the arrow); the labels it learns from; the minutes that trainings and selectors of '
+    'it is best on valid (before the arrow); the labels it learns from; the minutes that trainings and selectors of '
     'the study took, summed, on the machines that its page names (most with one thread each).{} Profile {}; {}; 95 % '
     'CI of the gain. Ablations (other losses, no augmentation) are on the pages of the studies. † Fewer than {} '
     'images: the study runs, and that is all it shows.')
