@@ -144,7 +144,7 @@ def _paired_draws(a, b, targets, n, seed, score):
 def _difference(diff, level):
     "`Difference` from those on the images as they are, and on draws of them (1+n, n_seeds)"
     mean,(sd,df) = float(diff[0].mean()),_spread(diff[0], diff[1:])
-    half = sd*t.ppf((1+level)/2, df)
+    half = float(sd*t.ppf((1+level)/2, df))
     return Difference(mean, mean-half, mean+half, float(2*t.sf(abs(mean)/sd, df) if sd else mean==0))
 
 # %% ../../nbs/evaluate/01_metrics.ipynb #08c531bc
