@@ -8,16 +8,16 @@ Docs: https://kd-leaf.github.io/kd_leaf/all.html.md"""
 __all__ = ['seed_everything', 'list_cards', 'load_card', 'have_images', 'image_store', 'ImageStore', 'take_fraction',
            'write_card', 'SamplePlan', 'StoreDataLoaders', 'leaf_transforms', 'store_dls', 'Views', 'show_views',
            'view_dls', 'class_counts', 'class_weights', 'over_sample', 'resampling_plan', 'smote', 'under_sample',
-           'create_model', 'list_models', 'load_weights', 'model_table', 'n_params', 'save_weights', 'feature_losses',
-           'losses', 'MeanLogits', 'TeacherLogits', 'cache_teacher', 'FeatureKDCallback', 'KDCallback', 'HideLabels',
-           'ReplayViews', 'StopOnNaN', 'FloatLosses', 'stages', 'distill', 'make_learner', 'predict_logits', 'parallel',
-           'ParallelTrainer', 'Rule', 'ensembles', 'fit_ensemble', 'oracle', 'fit_selector', 'predict_selector',
-           'select', 'Ensemble', 'load_ensemble', 'model_cost', 'agreement', 'calibration_error', 'class_report',
-           'confusion', 'fit_temperature', 'holm', 'mcnemar', 'paired_bootstrap', 'scores', 'embed', 'embedding_figure',
-           'grad_cam', 'grad_cam_figure', 'Study', 'list_studies', 'load_study', 'load_runs', 'run_study',
-           'run_selectors', 'write_costs', 'make_figures', 'make_tables', 'write_report', 'calibrate_onnx',
-           'export_onnx', 'from_hub', 'push_to_hub', 'make_page', 'half_onnx', 'quantize_onnx', 'list_released',
-           'load_released', 'OnnxClassifier']
+           'create_model', 'list_models', 'load_weights', 'model_table', 'n_params', 'save_weights', 'FlipTTA',
+           'feature_losses', 'losses', 'MeanLogits', 'TeacherLogits', 'cache_teacher', 'FeatureKDCallback',
+           'KDCallback', 'HideLabels', 'ReplayViews', 'StopOnNaN', 'FloatLosses', 'stages', 'distill', 'make_learner',
+           'predict_logits', 'parallel', 'ParallelTrainer', 'Rule', 'ensembles', 'fit_ensemble', 'oracle',
+           'fit_selector', 'predict_selector', 'select', 'Ensemble', 'load_ensemble', 'model_cost', 'agreement',
+           'calibration_error', 'class_report', 'confusion', 'fit_temperature', 'holm', 'mcnemar', 'paired_bootstrap',
+           'scores', 'embed', 'embedding_figure', 'grad_cam', 'grad_cam_figure', 'Study', 'list_studies', 'load_study',
+           'load_runs', 'run_study', 'run_selectors', 'write_costs', 'make_figures', 'make_tables', 'write_report',
+           'calibrate_onnx', 'export_onnx', 'from_hub', 'push_to_hub', 'make_page', 'half_onnx', 'quantize_onnx',
+           'list_released', 'load_released', 'OnnxClassifier']
 
 # %% ../nbs/all.ipynb #a3b1812a
 from .core import seed_everything
@@ -29,6 +29,7 @@ from .data.loaders import SamplePlan,StoreDataLoaders,store_dls
 from .data.views import Views,show_views,view_dls
 from .data.resampling import class_counts,class_weights,over_sample,resampling_plan,smote,under_sample
 from .models.zoo import create_model,list_models,load_weights,model_table,n_params,save_weights
+from .models.tta import FlipTTA
 from .distill.losses import feature_losses,losses
 from .distill.cache import TeacherLogits,cache_teacher
 from .distill.several import MeanLogits
@@ -64,7 +65,7 @@ _all_ = [
     'seed_everything', 'list_cards', 'load_card', 'have_images', 'image_store', 'ImageStore', 'take_fraction',
     'write_card', 'SamplePlan', 'StoreDataLoaders', 'leaf_transforms', 'store_dls', 'Views', 'show_views', 'view_dls',
     'class_counts', 'class_weights', 'over_sample', 'resampling_plan', 'smote', 'under_sample',
-    'create_model', 'list_models', 'load_weights', 'model_table', 'n_params', 'save_weights',
+    'create_model', 'list_models', 'load_weights', 'model_table', 'n_params', 'save_weights', 'FlipTTA',
     'feature_losses', 'losses', 'MeanLogits', 'TeacherLogits', 'cache_teacher', 'FeatureKDCallback',
     'KDCallback', 'HideLabels', 'ReplayViews', 'StopOnNaN', 'FloatLosses', 'stages', 'distill', 'make_learner',
     'predict_logits', 'parallel', 'ParallelTrainer',

@@ -19,7 +19,7 @@ from kd_leaf.study.selectors import run_selectors
 from kd_leaf.study.spec import list_studies, variant_groups
 from kd_leaf.data.store import image_store
 
-KIND = ['role', 'model', 'teacher', 'weights', 'loss', 'balance', 'teaching', 'unlabelled', 'augment', 'mode']
+KIND = ['role', 'model', 'teacher', 'weights', 'loss', 'balance', 'teaching', 'unlabelled', 'augment', 'mode', 'tta']
 
 
 def small(fields):

@@ -148,7 +148,7 @@ def _variants_of(runs, spec, group):
 
 def _value_label(name, value):
     if isinstance(value, str): return display_name(value) or ('no teacher' if name=='teacher' else 'cached')
-    if isinstance(value, bool): return name if value else f'no {name}'
+    if isinstance(value, bool): return display_name(name) if value else f'no {display_name(name)}'
     return f'{name} {value:g}'
 
 def _variant_label(variant):

@@ -72,14 +72,16 @@ def _logits(rows, seeds=None):
     logits = saved_logits(rows.sort_values('seed'), 'test')[0]
     return logits if seeds in (None, len(logits)) else np.repeat(logits[:1], seeds, 0)
 
-def _combined(groups, kind):
-    "(seeds, n, n_classes) log-probabilities of an ensemble on test"
-    out = []
-    for g in groups:
-        test,targets = saved_logits(g, 'test')
-        rule = (lambda o: oracle(o, targets)) if kind=='oracle' else fit_ensemble(kind, *saved_logits(g, 'valid'))
-        out.append(rule(test))
-    return np.stack(out)
+_fitted = {} # rules, by kind and the members' records and predictions: a page asks for some of them twice
+def _combine(g, kind):
+    "(n, n_classes) log-probabilities of an ensemble on test, for the members of one seed"
+    test,targets = saved_logits(g, 'test')
+    if kind=='oracle': return oracle(test, targets)
+    key = kind, *g.study, *g.key, *g.preds_sha256
+    if key not in _fitted: _fitted[key] = fit_ensemble(kind, *saved_logits(g, 'valid'))
+    return _fitted[key](test)
+
+def _combined(groups, kind): return np.stack([_combine(g, kind) for g in groups]) # on test, a seed each
 
 # %% ../../nbs/report/03_ensembles.ipynb #5798e4f0
 def logit_adjusted(
@@ -183,9 +185,8 @@ _ensemble_note = (' Ensembles of all distilled students, fitted on valid; hard r
 def _compared(rows, other, targets):
     "Difference of every ensemble to one other row, with its interval and Holm's p, by name"
     asked = [r for r in rows if r.kind in ('ensemble', 'control', 'from ensemble')]
-    diffs = [paired_bootstrap(r.logits, other.logits, targets) for r in asked]
-    columns = dict(difference=[d.difference for d in diffs], low=[d.low for d in diffs], high=[d.high for d in diffs])
-    return pd.DataFrame(columns | dict(p=holm([d.p for d in diffs])), index=[r.name for r in asked])
+    diffs = pd.DataFrame([paired_bootstrap(r.logits, other.logits, targets) for r in asked], [r.name for r in asked])
+    return diffs.assign(p=holm(diffs.p))
 
 def _difference_text(d): return with_ci(d.difference, d.low, d.high)+('*' if d.p<.05 else '')
 
@@ -199,8 +200,7 @@ def _ensemble_data(rows, targets):
         for k in ('accuracy', 'f1'): numbers |= {f'{k}_mean': s[k].mean(), f'{k}_sd': s[k].std(ddof=1)}
         ms,ece = '' if np.isnan(r.ms) else f'{r.ms:.1f}','' if s.ece.isna().all() else f'{s.ece.mean():.3f}'
         shown = dict(parameters=f'{r.params:,}', ms=ms, Accuracy=mean_sd(s.accuracy), F1=mean_sd(s.f1), ECE=ece)
-        data.append(row | numbers)
-        text.append(row | shown)
+        data.append(row | numbers),text.append(row | shown)
     return pd.DataFrame(data),pd.DataFrame(text)
 
 # %% ../../nbs/report/03_ensembles.ipynb #87ffe461

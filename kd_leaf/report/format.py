@@ -60,7 +60,7 @@ _losses = dict(soft_target='soft targets', logit_mse='logit MSE', dkd='DKD', nkd
 _balances = dict(none='no balancing', weights='class weights', over='over-sampling', under='under-sampling',
                  smote='SMOTE', smote_features='SMOTE in features', logit_adjust='logit adjustment')
 _scores = dict(accuracy='Accuracy', precision='Precision', recall='Recall', f1='F1', f1_weighted='Weighted F1')
-_names = _models | _losses | _balances | _scores
+_names = _models | _losses | _balances | _scores | dict(tta='TTA')
 
 # %% ../../nbs/report/00_format.ipynb #41647e40
 def display_name(

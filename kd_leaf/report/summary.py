@@ -58,21 +58,24 @@ def sentences(
     return [_who_is_how_good(runs), _what_distillation_adds(df)+_what_they_see(runs), _what_it_is_worth(runs)]
 
 # %% ../../nbs/report/07_summary.ipynb #0dc9d427
+def _from_to(alone, distilled, targets, score):
+    before,after = (np.mean([scores(o, targets)[score] for o in logits]) for logits in (alone, distilled))
+    d = paired_bootstrap(distilled, alone, targets, score=score)
+    return f'{before:.3f} → {after:.3f}, {with_ci(d.difference, d.low, d.high)}'
+
 def from_to(
-    runs:pd.DataFrame, # from `load_runs`: students of one teacher and one balance, and their no-KD baselines
-    score:str='f1', # "f1" (macro) or "accuracy"
-    adjust:bool=False # after logit adjustment, fitted on valid for each network
-) -> str: # such as "CNN4 0.236 → 0.282 (+0.046 [+0.032, +0.060])"
-    "A score of each student without a teacher and distilled, and the difference with its 95 % CI"
-    parts = []
+    runs:pd.DataFrame # from `load_runs`: students of one teacher and one balance, and their no-KD baselines
+) -> pd.DataFrame: # a row a student; text such as "0.236 → 0.282, +0.046 [+0.032, +0.060]"
+    "Test scores of each student without a teacher and distilled, and the difference with its 95 % CI"
+    rows = []
     for model,students in pick(runs, role='student').groupby('model'):
-        both = [students[o].sort_values('seed') for o in (students.teacher=='', students.teacher!='')]
-        (alone,targets),(distilled,_) = (saved_logits(o, 'test') for o in both)
-        if adjust: alone,distilled = (logit_adjusted(o)[0] for o in both)
-        means = [np.mean([scores(o, targets)[score] for o in logits]) for logits in (alone, distilled)]
-        d = paired_bootstrap(distilled, alone, targets, score=score)
-        parts.append(f'{display_name(model)} {means[0]:.3f} → {means[1]:.3f} ({with_ci(d.difference, d.low, d.high)})')
-    return '; '.join(parts)
+        pair = [students[o].sort_values('seed') for o in (students.teacher=='', students.teacher!='')]
+        (alone,targets),(distilled,_) = (saved_logits(o, 'test') for o in pair)
+        first,adjusted = pair[1].iloc[0],[logit_adjusted(o)[0] for o in pair]
+        row = dict(student=display_name(model), epochs=first.epochs, pixels=first['size'], seeds=len(pair[1]))
+        row |= {k: _from_to(alone, distilled, targets, v) for k,v in dict(accuracy='accuracy', F1='f1').items()}
+        rows.append(row | {'F1, adjusted': _from_to(*adjusted, targets, 'f1')})
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/report/07_summary.ipynb #09e9ba5d
 figures_shown = dict(gain='What distillation adds to each student', scores='Teachers and students',

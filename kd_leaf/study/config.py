@@ -202,9 +202,12 @@ def make_runs(
     store, # `ImageStore`, whose name and hash go into every key
     kind=Run, # class of the runs
     open_store=image_store # opens the images of a pretraining, by name and size
-) -> list[Run]: # teachers before their students
+) -> list[Run]: # each after those that it needs
     "The runs of a study; `ValueError` for what no run can have"
     _check_variants(study)
     try: runs = list(_all_runs(study, store, kind, open_store))
     except ValueError as e: raise ValueError(f'study {study.name!r}, profile {study.profile!r}: {e}') from e
-    return sorted(dict.fromkeys(runs), key=lambda r: (r.seed, roles.index(r.role)))
+    if lost := [r for r in runs if r.tta and r.plain not in runs]:
+        raise ValueError(f'study {study.name!r}: nothing trains the network of {lost[0]}: '
+                         'let the variants with tta=true have others like them with tta=false')
+    return sorted(dict.fromkeys(runs), key=lambda r: (r.seed, roles.index(r.role), r.tta))

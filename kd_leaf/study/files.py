@@ -204,7 +204,7 @@ def todo_runs(
         done = resume and is_done(study, r.key)
         if done and (r.key not in needed or has_weights(study, r.key)): continue
         todo.append(r)
-        needed |= {*r.teacher_key.split('+'), r.pretraining}
+        needed |= r.needs
     return todo[::-1]
 
 # %% ../../nbs/study/04_files.ipynb #8bba85dd

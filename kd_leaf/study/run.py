@@ -8,7 +8,7 @@ Docs: https://kd-leaf.github.io/kd_leaf/study/run.html.md"""
 __all__ = ['later', 'kd_only', 'roles', 'architecture', 'Training', 'Run', 'decides']
 
 # %% ../../nbs/study/00_run.ipynb #6d508bf4
-from dataclasses import asdict,dataclass,fields
+from dataclasses import asdict,dataclass,fields,replace
 from pathlib import Path
 from fastcore.basics import patch
 from ..checks import check_name,check_training,training_ranges
@@ -17,7 +17,7 @@ from ..core import file_sha256,stable_hash
 # %% ../../nbs/study/00_run.ipynb #5dc3a268
 # fields that the oldest records lack, with what they stand for
 later = dict(views=0, teaching='', unlabelled=False, augment=True, upright=False,
-             teacher_size=0, freeze_epochs=0, lr_mult=1., label_smoothing=0., tau=1.)
+             teacher_size=0, freeze_epochs=0, lr_mult=1., label_smoothing=0., tau=1., tta=False)
 kd_only = {'teacher', 'loss', 'temperature', 'alpha', 'teaching', 'unlabelled', 'teacher_size'} # only with a teacher
 roles = ['pretraining', 'teacher', 'student'] # in order of dependence
 
@@ -69,6 +69,7 @@ def _check_together(run):
     from_file = run.weights not in ('none', 'imagenet') and not run.pretraining
     no_file = f"weights={run.weights!r} is no file: use 'none', 'imagenet' or a .safetensors or .pth file"
     _require(not from_file or Path(run.weights).is_file(), no_file)
+    _require(not run.tta or run.role=='student', f'tta={run.tta!r}: this is for students')
 
 def _check_unlabelled(run):
     "Images without a label need a teacher, views that come again, and a loss that asks for no class"
@@ -127,6 +128,7 @@ class Run(Training):
     lr_mult:float = 1.      # times which the head learns faster than the body, as in fastai's `fine_tune`
     label_smoothing:float = 0. # share of a label that goes to all classes alike
     tau:float = 1.          # strength of the balance "logit_adjust"
+    tta:bool = False        # a student that another run has trained: its logits averaged over mirror images, too
 
     def __post_init__(self):
         self.check()
@@ -137,11 +139,13 @@ class Run(Training):
         "`ValueError` for a value that no run can have"
         for rule in (_check_types, _check_names, _check_together, _check_unlabelled, _check_several): rule(self)
 
-    def __str__(self):
-        by = f'← {self.teacher}' if self.teacher else ''
-        return ' '.join(filter(None, (self.role, self.model, by, self.teaching, self.balance, f'seed {self.seed}')))
-
 # %% ../../nbs/study/00_run.ipynb #6897230e
+@patch
+def __str__(self:Run):
+    by = f'← {self.teacher}' if self.teacher else ''
+    how = self.teaching, self.balance, 'TTA' if self.tta else '', f'seed {self.seed}'
+    return ' '.join(filter(None, (self.role, self.model, by, *how)))
+
 def decides(
     run # dataclass: a `Run`, a selector
 ) -> dict:
@@ -159,3 +163,14 @@ def key(self:Run) -> str: # 12 hexadecimal digits
     from_file = self.weights not in ('none', 'imagenet') and not self.pretraining
     contents = dict(weights=file_sha256(self.weights)) if from_file else {}
     return stable_hash(decides(self) | contents)
+
+@patch(as_prop=True)
+def plain(self:Run) -> Run:
+    "The run that trains the same network: without test-time augmentation"
+    return replace(self, tta=False)
+
+@patch(as_prop=True)
+def needs(self:Run) -> frozenset: # of keys
+    "The runs whose weights a run starts from, learns from, or only looks at anew"
+    keys = {self.plain.key} if self.tta else {*self.teacher_key.split('+'), self.pretraining}
+    return frozenset(keys-{''})

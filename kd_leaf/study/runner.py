@@ -44,11 +44,10 @@ def one_thread():
         with threadpool_limits(1): yield
     finally: torch.set_num_threads(before)
 
-
 # %% ../../nbs/study/10_runner.ipynb #14c97ac4
 def _weights_on_record(run, study):
     "Hashes of the weights that a run needs, by key"
-    keys = [k for k in (*run.teacher_key.split('+'), run.pretraining) if k and record_path(study, k).exists()]
+    keys = [k for k in run.needs if record_path(study, k).exists()]
     return {k: read_record(record_path(study, k))['weights_sha256'] for k in keys}
 
 def _predictions(learn, store):
@@ -72,20 +71,28 @@ def _history(learn):
     return {name: [row[k] if k<len(row) else None for row in rows] for k,name in enumerate(names)}
 
 # %% ../../nbs/study/10_runner.ipynb #7ebc8091
+def _keep_weights(run, learn):
+    "Hash of a run's weights, which are saved if it trained them"
+    file = weights_path(run.plain.key)
+    if run.tta: return file_sha256(file)
+    sha = save_weights(learn.model, file)
+    put_shared(file)
+    return sha
+
+# %% ../../nbs/study/10_runner.ipynb #90fccdff
 def _do_run(run, store, device, cbs, sha256, teacher_store):
     tune_malloc()
     free_memory(),reset_peak()
     start = time.perf_counter()
     learn,kd,n = fit_run(run, store, device, cbs, sha256, teacher_store)
     seconds = time.perf_counter()-start
-    shown = learn.dls.train.n*(run.freeze_epochs+run.epochs)
+    shown,history = (0, {}) if run.tta else (learn.dls.train.n*(run.freeze_epochs+run.epochs), _history(learn))
     arrays,columns = _predictions(learn, store)
     record = dict(key=run.key, synthetic=store.synthetic) | asdict(run) | columns
     record |= dict(n_train=n, params=n_params(learn.model), mode_used=learn.precision, peak_rss_mb=peak_rss_mb())
     record |= dict(train_s=seconds, teach_s=kd.seconds if kd else 0., images_per_s=shown/seconds)
-    record |= provenance(device) | dict(weights_sha256=save_weights(learn.model, weights_path(run.key)))
-    put_shared(weights_path(run.key))
-    return record | dict(vocab=store.vocab, ids_sha256=_ids_hash(store), history=_history(learn)),arrays
+    record |= provenance(device) | dict(weights_sha256=_keep_weights(run, learn))
+    return record | dict(vocab=store.vocab, ids_sha256=_ids_hash(store), history=history),arrays
 
 def do_run(
     run:Run, # what to do
@@ -100,7 +107,6 @@ def do_run(
     with torch_as_found(), one_thread() if device=='cpu' else contextlib.nullcontext():
         return _do_run(run, store, device, cbs, sha256, teacher_store)
 
-
 # %% ../../nbs/study/10_runner.ipynb #5c3ce813
 def keep_run(
     study:Study, # whose folder it is kept in
@@ -114,7 +120,6 @@ def keep_run(
     record['preds_sha256'] = file_sha256(preds_path(file))
     return write_record(file, record)
 
-
 # %% ../../nbs/study/10_runner.ipynb #78a2e01b
 def _is_full(e): return getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT) or 'No space left' in str(e)
 
@@ -126,7 +131,6 @@ def _work(run, store, device, sha256, teacher_store, tick):
         if isinstance(e, DiskFull) or not _is_full(e): raise
         remedy = 'free some, or move the cache by KD_LEAF_CACHE; finished runs are kept'
         raise DiskFull(errno.ENOSPC, f'no space left in {cache_dir()}: {remedy}') from e
-
 
 # %% ../../nbs/study/10_runner.ipynb #4202503f
 def _is_made(run, study, needed):
@@ -141,13 +145,12 @@ def _note(run, study, result):
     said = asdict(run) | dict(key=run.key, error=result.error, traceback=result.traceback)
     with contextlib.suppress(OSError): write_json(error, said)
 
-
 # %% ../../nbs/study/10_runner.ipynb #35d37bb5
 class _Driver:
     "What only the driver does: claim a run, write what it leaves, note what failed"
     def __init__(self, study, runs, resume):
         self.study,self.runs,self.resume,self.locks,self.failed = study,{r.key: r for r in runs},resume,{},{}
-        self.needed = {k for r in runs for k in (*r.teacher_key.split('+'), r.pretraining)}
+        self.needed = {k for r in runs for k in r.needs}
 
     def claim(self, job):
         "`start` a run; or it was `done` by another driver; or `later`, since another is at it"
@@ -171,13 +174,11 @@ class _Driver:
         "Let other drivers have these runs"
         for k in {*keys} & self.locks.keys(): self.locks.pop(k).release()
 
-
 # %% ../../nbs/study/10_runner.ipynb #17c1cd95
 def _run_todo(driver, costs, arguments, executor):
     "Give runs to an executor, teachers first, under one bar"
     runs,study = driver.runs,driver.study
-    needs = lambda r: frozenset(runs) & {*r.teacher_key.split('+'), r.pretraining}
-    jobs = [Job(k, partial(arguments, r), needs(r)) for k,r in runs.items()]
+    jobs = [Job(k, partial(arguments, r), r.needs & runs.keys()) for k,r in runs.items()]
     with study_bar(desc=study.name) as bar:
         progress = StudyProgress(bar, study.name, runs, costs)
         def on_done(job, result):

@@ -26,6 +26,7 @@ from ..distill.learner import make_learner
 from ..distill.losses import feature_losses
 from ..models.precision import GrowImages,fastest_precision
 from ..models.features import smote_features
+from ..models.tta import FlipTTA
 from ..models.zoo import create_model
 from .run import Run,architecture
 from .files import weights_path
@@ -106,14 +107,20 @@ def _loss(run, store, idx):
     return CrossEntropyLossFlat(weight=class_weights(store, idx) if run.balance=='weights' else None, **smoothing)
 
 def _learner(run, store, idx, dls, device, sha256):
-    "An untrained Learner, from the weights that a run starts with"
-    kind = architecture(run.model)
-    weights = _weights_of(run.pretraining, run.model, sha256) if run.pretraining else run.weights
+    "A Learner with the weights that a run starts with"
+    kind,first = architecture(run.model),run.plain.key if run.tta else run.pretraining
+    weights = _weights_of(first, run.model, sha256) if first else run.weights
     precision = fastest_precision(kind, run.size, device) if run.mode=='auto' else run.mode
     model = create_model(kind, len(store.vocab), weights)
     loss = _loss(run, store, idx)
     loss.to(device)
     return make_learner(dls, model, precision=precision, loss_func=loss)
+
+def _averaging(run, store, idx, device, sha256):
+    "A Learner with the network of the same run without test-time augmentation, which it gets here"
+    learn = _learner(run, store, idx, _loaders(run, store, idx, SamplePlan.of(idx), device), device, sha256)
+    learn.model = FlipTTA(learn.model)
+    return learn
 
 # %% ../../nbs/study/08_training.ipynb #190a8764
 class SparseValidation(Callback):
@@ -158,11 +165,12 @@ def fit_run(
     sha256=None, # hashes on record of the weights that it needs, by key; unchecked without
     teacher_store=None # the same images at the run's `teacher_size`, if it has one
 ): # (Learner, KDCallback or None, number of real training images with labels)
-    "Train as a run says; at the last epoch, without looking at test"
+    "Train as a run says, if there is anything to train; at the last epoch, without looking at test"
     device,sha256 = device or default_device(),sha256 or {}
     seed_everything(run.seed, deterministic=device=='cpu')
     _warn_of_few_views(run)
     idx = _labelled(run, store)
+    if run.tta: return _averaging(run, store, idx, device, sha256), None, len(idx)
     teachers = _load_teachers(run, len(store.vocab), sha256)
     known = _plan(run, store, idx, teachers, device)
     dls = _loaders(run, store, idx, _with_unlabelled(run, store, idx, known) if run.unlabelled else known, device)
