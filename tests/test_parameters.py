@@ -24,7 +24,7 @@ TABLE = {  # field: (accepted, refused)
     'augment': ((True, False), (1, 'no', None)), 'upright': ((True, False), (0, 'yes')),
     'unlabelled': ((False, True), ('yes', 1)), 'teaching': (('', 'online'), ('offline', 3)),
     'teacher_size': ((0, 64), (*NUMBERS, 24.5, 10**9)), 'freeze_epochs': ((0, 2), (*NUMBERS, 1.5, 10**9)),
-    'lr_mult': ((1, 10.), (*NUMBERS, 0, 1e9)), 'label_smoothing': ((0, .1), (*NUMBERS, 1)), 'tau': ((0, .5), (*NUMBERS, 1e9)),
+    'lr_mult': ((1, 10.), (*NUMBERS, 0, 1e9)), 'label_smoothing': ((0, .1), (*NUMBERS, 1)), 'tau': ((0, .5), (*NUMBERS, 1e9)), 'tta': ((True, False), (1, 'yes', None)),
 }
 ACCEPTED = [(k, v) for k, (good, _) in TABLE.items() for v in good]
 REFUSED = [(k, v) for k, (_, bad) in TABLE.items() for v in bad]

@@ -38,6 +38,7 @@ def release(
 ) -> Path: # `results/<study>/models/<name>.safetensors`, a note with the same name beside it
     "Put a run's network beside the results; `ValueError` if its weights are not those on record"
     record = read_record(record_path(study, key))
+    if by := record.get('trained_by'): raise ValueError(f'{key} trained nothing: release {by}, and wrap it in FlipTTA')
     state = read_weights(weights_path(key), record['weights_sha256'])
     half = {k: v.half() if v.is_floating_point() else v for k,v in state.items()}
     file = study.dir/'models'/f'{name or architecture(record["model"])}.safetensors'

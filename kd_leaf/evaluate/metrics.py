@@ -96,9 +96,9 @@ class Difference(NamedTuple):
 def _macro_f1(predicted, targets, weights, n_classes):
     "Macro F1 (draws, k) of k models' answers (k, n) on samples in which each image has a weight (draws, n)"
     answers,right = (np.eye(n_classes, dtype=np.float32)[o] for o in (predicted, targets))
-    columns = np.concatenate([right, *answers, *answers*right], 1) # reading the weights takes the time
-    there,said,hit = np.split((weights@columns).reshape(len(weights), -1, n_classes), [1, 1+len(predicted)], 1)
-    return np.divide(2*hit, there+said, out=np.zeros(hit.shape), where=there+said>0).mean(-1)
+    columns = np.concatenate([*answers+right, *answers*right], 1) # reading the weights takes the time
+    both,hit = np.split((weights@columns).reshape(len(weights), -1, n_classes), 2, 1)
+    return np.divide(2*hit, both, out=np.zeros(hit.shape), where=both>0).mean(-1)
 
 def _accuracy(predicted, targets, weights, n_classes):
     "Accuracy (draws, k) likewise"
@@ -135,11 +135,11 @@ def _draws(m, n, seed):
 
 def _paired_draws(a, b, targets, n, seed, score):
     "Differences (1+n, n_seeds) in a score, on the images as they are and on draws of them"
-    of_draws = _resampled[check_name(score, _resampled, 'score')]
-    check_number('n', n, 2, whole=True)
+    check_name(score, _resampled, 'score'),check_number('n', n, 2, whole=True)
     a,b,targets = _checked_pair(a, b, targets)
-    drawn = of_draws(np.concatenate([a, b]).argmax(-1), targets, _draws(a.shape[1], n, seed), a.shape[-1])
-    return drawn[:, :len(a)]-drawn[:, len(a):]
+    n_classes,weights = a.shape[-1],_draws(a.shape[1], n, seed)
+    scored = lambda *pair: _resampled[score](np.stack(pair).argmax(-1), targets, weights, n_classes)
+    return np.concatenate([np.diff(scored(y, x)) for x,y in zip(a, b)], 1)
 
 def _difference(diff, level):
     "`Difference` from those on the images as they are, and on draws of them (1+n, n_seeds)"

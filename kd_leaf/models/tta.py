@@ -18,5 +18,6 @@ class FlipTTA(nn.Module):
     ):
         super().__init__()
         self.model = model
+        self.train(model.training)
 
-    def forward(self, x): return self.model(x) if self.training else (self.model(x)+self.model(x.flip(-1)))/2
+    def forward(self, x): return self.model(x) if self.training else (self.model(x.flip(-1))+self.model(x))/2

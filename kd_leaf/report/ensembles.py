@@ -75,11 +75,11 @@ def _logits(rows, seeds=None):
 _fitted = {} # rules, by kind and the members' records and predictions: a page asks for some of them twice
 def _combine(g, kind):
     "(n, n_classes) log-probabilities of an ensemble on test, for the members of one seed"
-    test,targets = saved_logits(g, 'test')
-    if kind=='oracle': return oracle(test, targets)
-    key = kind, *g.study, *g.key, *g.preds_sha256
-    if key not in _fitted: _fitted[key] = fit_ensemble(kind, *saved_logits(g, 'valid'))
-    return _fitted[key](test)
+    if kind=='oracle': return oracle(*saved_logits(g, 'test'))
+    key = kind, *g.study, *g.key, *g.get('preds_sha256', [None])
+    rule = _fitted.get(key) or fit_ensemble(kind, *saved_logits(g, 'valid'))
+    if not pd.isna(list(key)).any(): _fitted[key] = rule # the oldest records have no hash
+    return rule(saved_logits(g, 'test')[0])
 
 def _combined(groups, kind): return np.stack([_combine(g, kind) for g in groups]) # on test, a seed each
 

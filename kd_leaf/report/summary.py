@@ -66,10 +66,12 @@ def _from_to(alone, distilled, targets, score):
 def from_to(
     runs:pd.DataFrame # from `load_runs`: students of one teacher and one balance, and their no-KD baselines
 ) -> pd.DataFrame: # a row a student; text such as "0.236 → 0.282, +0.046 [+0.032, +0.060]"
-    "Test scores of each student without a teacher and distilled, and the difference with its 95 % CI"
+    "Test scores of each student, no KD and distilled, and the gain with its 95 % CI; `ValueError` for other seeds"
     rows = []
     for model,students in pick(runs, role='student').groupby('model'):
         pair = [students[o].sort_values('seed') for o in (students.teacher=='', students.teacher!='')]
+        seeds = [o.seed.tolist() for o in pair]
+        if seeds[0]!=sorted({*seeds[1]}): raise ValueError(f'{model}: seeds {seeds[0]} alone, {seeds[1]} distilled')
         (alone,targets),(distilled,_) = (saved_logits(o, 'test') for o in pair)
         first,adjusted = pair[1].iloc[0],[logit_adjusted(o)[0] for o in pair]
         row = dict(student=display_name(model), epochs=first.epochs, pixels=first['size'], seeds=len(pair[1]))

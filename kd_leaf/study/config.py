@@ -208,6 +208,6 @@ def make_runs(
     try: runs = list(_all_runs(study, store, kind, open_store))
     except ValueError as e: raise ValueError(f'study {study.name!r}, profile {study.profile!r}: {e}') from e
     if lost := [r for r in runs if r.tta and r.plain not in runs]:
-        raise ValueError(f'study {study.name!r}: nothing trains the network of {lost[0]}: '
-                         'let the variants with tta=true have others like them with tta=false')
+        raise ValueError(f'study {study.name!r}: nothing trains the network of {lost[0]}: set tta in variants only, '
+                         'and let those with tta=true have others like them with tta=false')
     return sorted(dict.fromkeys(runs), key=lambda r: (r.seed, roles.index(r.role), r.tta))

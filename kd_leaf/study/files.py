@@ -159,11 +159,9 @@ def check_scores(
             if abs(record.get(prefix+k, np.nan)-v)<=1e-9: continue
             raise ValueError(f'{file}: {prefix}{k} is {record.get(prefix+k)}, but {preds} gives {v:.6f}: '
                              'one of them was changed; remove the record, and the run is made again')
-    sha = record.get('preds_sha256', '')
-    if sha and file_sha256(preds)!=sha:
+    if (sha := record.get('preds_sha256', '')) and file_sha256(preds)!=sha:
         raise ValueError(f'{preds} is not the file that {file} was written with: remove both')
-    raw = read_json(file)
-    if not is_sealed(raw):
+    if not is_sealed(read_json(file)):
         raise ValueError(f'{file} is not as it was written: remove it, and the run is made again')
     _checked.add(seen)
 
@@ -185,12 +183,15 @@ def is_done(
     study:Study, # whose folder is looked in
     key:str # of a run
 ) -> bool:
-    "Has a run left a record and readable predictions?"
+    "Has a run left a record and readable predictions? With test-time augmentation: of the network now on record?"
     file = record_path(study, key)
     if not file.exists(): return False
     saved = read_predictions(preds_path(file))
     if saved is None or any(f'{s}_{k}' not in saved for s in _prefixes for k in ('logits', 'targets')): return False
-    return read_record(file).get('preds_sha256') in (None, file_sha256(preds_path(file)))
+    record = read_record(file)
+    if (by := record.get('trained_by')) and not (plain := record_path(study, by)).exists(): return False
+    if by and read_record(plain)['weights_sha256']!=record['weights_sha256']: return False
+    return record.get('preds_sha256') in (None, file_sha256(preds_path(file)))
 
 # %% ../../nbs/study/04_files.ipynb #ded1344a
 def todo_runs(

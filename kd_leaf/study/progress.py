@@ -33,7 +33,7 @@ def run_cost(
     run, # `Run`
     store # `ImageStore` that it is trained on
 ) -> float: # floating-point operations, roughly
-    "Arithmetic of a run: a training step is three forward passes, each teacher adds one; two to average"
+    "Arithmetic of a run: a training step is three forward passes, each teacher adds one; with tta nothing is trained"
     if run.tta: return 2*_flops(run.model, run.size)*(len(store.where('valid'))+len(store.where('test')))
     taught = sum(_flops(o, run.teacher_size or run.size) for o in run.teacher.split('+') if o)
     shown = (run.freeze_epochs+run.epochs)*run.fraction*len(store.where('train'))

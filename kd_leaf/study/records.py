@@ -58,7 +58,7 @@ def _leave_out_strangers(rows, study, profile, folder):
     return rows[belongs].assign(profile=profile)
 
 # %% ../../nbs/study/05_records.ipynb #4d4928bb
-place = ['role', 'model', 'teacher', 'balance', 'views', 'teaching', 'seed'] # of a run in a table
+place = ['role', 'model', 'teacher', 'balance', 'views', 'teaching', 'tta', 'seed'] # of a run in a table
 
 def _place(study, profile):
     "The columns that tell the runs of a study apart"

@@ -128,7 +128,7 @@ class Run(Training):
     lr_mult:float = 1.      # times which the head learns faster than the body, as in fastai's `fine_tune`
     label_smoothing:float = 0. # share of a label that goes to all classes alike
     tau:float = 1.          # strength of the balance "logit_adjust"
-    tta:bool = False        # a student that another run has trained: its logits averaged over mirror images, too
+    tta:bool = False        # the student of the same run without this, logits averaged over image and mirror image
 
     def __post_init__(self):
         self.check()

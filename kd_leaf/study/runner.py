@@ -67,6 +67,7 @@ def _ids_hash(store):
 
 def _history(learn):
     "Losses and scores by epoch; None where it was not validated"
+    if not hasattr(learn.recorder, 'values'): return {} # nothing was trained
     names,rows = learn.recorder.metric_names[1:-1],learn.recorder.values
     return {name: [row[k] if k<len(row) else None for row in rows] for k,name in enumerate(names)}
 
@@ -86,13 +87,14 @@ def _do_run(run, store, device, cbs, sha256, teacher_store):
     start = time.perf_counter()
     learn,kd,n = fit_run(run, store, device, cbs, sha256, teacher_store)
     seconds = time.perf_counter()-start
-    shown,history = (0, {}) if run.tta else (learn.dls.train.n*(run.freeze_epochs+run.epochs), _history(learn))
+    speed = None if run.tta else learn.dls.train.n*(run.freeze_epochs+run.epochs)/seconds
     arrays,columns = _predictions(learn, store)
     record = dict(key=run.key, synthetic=store.synthetic) | asdict(run) | columns
     record |= dict(n_train=n, params=n_params(learn.model), mode_used=learn.precision, peak_rss_mb=peak_rss_mb())
-    record |= dict(train_s=seconds, teach_s=kd.seconds if kd else 0., images_per_s=shown/seconds)
+    record |= dict(train_s=seconds, teach_s=kd.seconds if kd else 0., images_per_s=speed)
     record |= provenance(device) | dict(weights_sha256=_keep_weights(run, learn))
-    return record | dict(vocab=store.vocab, ids_sha256=_ids_hash(store), history=history),arrays
+    if run.tta: record |= dict(trained_by=run.plain.key)
+    return record | dict(vocab=store.vocab, ids_sha256=_ids_hash(store), history=_history(learn)),arrays
 
 def do_run(
     run:Run, # what to do
@@ -234,7 +236,7 @@ def run_study(
     runs = make_runs(study, store)
     if resume: reuse_records(study, runs)
     todo = todo_runs(study, runs, resume)
-    if any(r.mode=='bf16' for r in todo): warn_of_emulation(device)
+    if any(r.mode=='bf16' and not r.tta for r in todo): warn_of_emulation(device)
     stores,larger = open_images(study, store, todo)
     executor.check_images({*stores.values(), *larger.values()})
     arguments = lambda r: (r, stores[r], device, _weights_on_record(r, study), larger.get(r))

@@ -168,9 +168,9 @@ def fit_run(
     "Train as a run says, if there is anything to train; at the last epoch, without looking at test"
     device,sha256 = device or default_device(),sha256 or {}
     seed_everything(run.seed, deterministic=device=='cpu')
-    _warn_of_few_views(run)
     idx = _labelled(run, store)
     if run.tta: return _averaging(run, store, idx, device, sha256), None, len(idx)
+    _warn_of_few_views(run)
     teachers = _load_teachers(run, len(store.vocab), sha256)
     known = _plan(run, store, idx, teachers, device)
     dls = _loaders(run, store, idx, _with_unlabelled(run, store, idx, known) if run.unlabelled else known, device)
@@ -198,4 +198,4 @@ def open_images(
         raise ValueError(f'{dataset} at {size} px does not hold the images of {store!r}: use the same folder')
     own = store.sha256,store.size
     stores = {r: store if (r.dataset_sha256, r.size)==own else opened(study.path_of(r.dataset), r.size) for r in runs}
-    return stores,{r: opened(study.dataset, r.teacher_size) for r in runs if r.teacher_size}
+    return stores,{r: opened(study.dataset, r.teacher_size) for r in runs if r.teacher_size and not r.tta}
