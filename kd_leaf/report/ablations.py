@@ -87,7 +87,7 @@ def _variant_row(kd, alone, last, with_rare):
         text |= dict(zip(('Rare, no KD', 'Rare, distilled'), (or_empty('{:.3f}', o) for o in rare.values())))
     seconds = (kd if len(kd) else alone).train_s.mean()
     numbers |= dict(seeds=len(alone), train_s=seconds)
-    return numbers,text | {'Seconds': f'{seconds:.0f}'}
+    return numbers,text | {'Seconds': or_empty('{:.0f}', seconds)}
 
 # %% ../../nbs/report/05_ablations.ipynb #2c705372
 _variant_note = (" F1 of the no-KD baseline and of the distilled student. Gain: distilled minus baseline; "

@@ -87,13 +87,13 @@ def _do_run(run, store, device, cbs, sha256, teacher_store):
     start = time.perf_counter()
     learn,kd,n = fit_run(run, store, device, cbs, sha256, teacher_store)
     seconds = time.perf_counter()-start
-    speed = None if run.tta else learn.dls.train.n*(run.freeze_epochs+run.epochs)/seconds
+    shown = learn.dls.train.n*(run.freeze_epochs+run.epochs)
+    times = dict(train_s=seconds, teach_s=kd.seconds if kd else 0., images_per_s=shown/seconds)
     arrays,columns = _predictions(learn, store)
     record = dict(key=run.key, synthetic=store.synthetic) | asdict(run) | columns
     record |= dict(n_train=n, params=n_params(learn.model), mode_used=learn.precision, peak_rss_mb=peak_rss_mb())
-    record |= dict(train_s=seconds, teach_s=kd.seconds if kd else 0., images_per_s=speed)
     record |= provenance(device) | dict(weights_sha256=_keep_weights(run, learn))
-    if run.tta: record |= dict(trained_by=run.plain.key)
+    record |= dict.fromkeys(times) | dict(trained_by=run.plain.key) if run.tta else times
     return record | dict(vocab=store.vocab, ids_sha256=_ids_hash(store), history=_history(learn)),arrays
 
 def do_run(
