@@ -18,6 +18,7 @@ from kd_leaf.deploy.runtime import read_image
 from kd_leaf.ensemble.model import Ensemble
 from kd_leaf.ensemble.rules import fit_ensemble
 from kd_leaf.ensemble.selector import selector_net
+from kd_leaf.models.tta import FlipTTA
 from kd_leaf.models.zoo import create_model, n_params, save_weights, students, teachers
 import hub_server
 
@@ -59,6 +60,15 @@ def test_every_model_of_the_studies_is_exported(name, tmp_path):
     mean, std = (torch.tensor(out.meta[k])[:, None, None] for k in ('mean', 'std'))
     with torch.inference_mode(): p = model.eval()((torch.tensor(images).permute(0, 3, 1, 2)/255-mean)/std).softmax(1)
     assert abs(out.probabilities(images)-p.numpy()).max() <= 1e-4
+
+
+def test_the_mirror_image_is_part_of_the_file(tmp_path):
+    images = drawn_leaf_images(SIZE, 8, seed=1)
+    net = settled('cnn4')
+    plain, both = (export_onnx(m, tmp_path/f'{k}.onnx', CLASSES, SIZE, name='cnn4') for k, m in enumerate((net, FlipTTA(net))))
+    log_mean = np.mean([np.log(plain.probabilities(o)) for o in (images, np.ascontiguousarray(images[:, :, ::-1]))], 0)
+    mean = np.exp(log_mean)/np.exp(log_mean).sum(1, keepdims=True)
+    assert abs(both.probabilities(images)-mean).max() <= 1e-4 < abs(both.probabilities(images)-plain.probabilities(images)).max()
 
 
 def test_the_newer_exporter_is_right_as_well(tmp_path):

@@ -136,5 +136,6 @@ def test_paper_results_are_real():
     for f in ROOT.glob('results/*/runs/*.json'):
         r = json.loads(f.read_text())
         assert not r['synthetic'] and r['profile'] in ('cpu', 'gpu') and r['commit'] and not r['dirty'], f
+        if by := r.get('trained_by'): assert json.loads((f.parent/f'{by}.json').read_text())['weights_sha256'] == r['weights_sha256'], f
     assert not list(ROOT.glob('results/**/*.error.json'))
 
