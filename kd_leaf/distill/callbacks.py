@@ -60,9 +60,8 @@ def prepare(self:KDCallback):
     "Check that teacher and student fit together; move the teacher to the device"
     if self.teacher is None:
         raise ValueError('this Learner was exported without its teacher: give it a new KDCallback to train on')
-    own = lambda o: {*map(id, o.parameters())}
-    if not self.cached and own(self.teacher) & own(self.learn.model):
-        raise ValueError('teacher and student share their parameters: make two networks')
+    if not self.cached and any(m is self.learn.model for m in self.teacher.modules()):
+        raise ValueError('the student is its own teacher, or a part of it: make two networks')
     self.check_targets()
     if self.cached: self.check_cache()
     else: set_precision(self.teacher.to(self.dls.device), self.precision)
