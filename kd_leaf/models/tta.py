@@ -20,4 +20,8 @@ class FlipTTA(nn.Module):
         self.model = model
         self.train(model.training)
 
-    def forward(self, x): return self.model(x) if self.training else (self.model(x.flip(-1))+self.model(x))/2
+    def forward(self,
+        x # (bs, 3, H, W), normalised
+    ): # (bs, n_classes)
+        "Logits of the images; outside of training, the mean with those of their mirror images"
+        return self.model(x) if self.training else (self.model(x.flip(-1))+self.model(x))/2
